@@ -1,0 +1,50 @@
+"""Mixture of experts: each token runs the shared expert and the few routed experts that its router picks.
+
+Source: llama-models `models/llama4/moe.py`; score on the expert's input, shared expert on the unscaled input.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from puna.config import TextConfig
+from puna.kernels.experts import routed_experts
+from puna.model.layers import SwiGLU
+
+
+class Route(NamedTuple):
+    """Where the tokens of one layer went: raw router logits [T E] and the chosen experts, best first, int64 [T k]."""
+
+    logits: Tensor
+    experts: Tensor
+
+
+class Experts(nn.Module):
+    """The routed experts of one layer as two tensors: gate_up [E 2F D] with the gate's rows first, down [E D F]."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.expert_width, config.width))
+        self.down = nn.Parameter(torch.empty(config.n_experts, config.width, config.expert_width))
+
+    def forward(self, x: Tensor, scores: Tensor, experts: Tensor) -> Tensor:
+        return routed_experts(x, scores, experts, self.gate_up, self.down)
+
+
+class MoE(nn.Module):
+    """Router, routed experts and shared expert of one layer."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.n_active = config.n_active_experts
+        self.router = nn.Linear(config.width, config.n_experts, bias=False)
+        self.experts = Experts(config)
+        self.shared = SwiGLU(config.width, config.expert_width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Route]:
+        """x [T D]. Returns the layer's output [T D] and its route."""
+        logits = self.router(x)  # T E
+        best, experts = logits.topk(self.n_active, dim=-1)  # T k
+        scores = best.float().sigmoid().to(x.dtype)  # T k
+        return self.shared(x) + self.experts(x, scores, experts), Route(logits, experts)

@@ -1,0 +1,131 @@
+"""Llama 4 whole: token ids and image features in, logits out.
+
+The batch is flat: T tokens of any number of sequences, each with its true position. What belongs together and what is
+already known of earlier tokens is the `KVStore`'s business.
+Source: llama-models `models/llama4/model.py`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from puna.config import LlamaConfig, TextConfig
+from puna.errors import PromptError
+from puna.model.attention import Attention, KVStore
+from puna.model.fusion import fuse
+from puna.model.layers import RMSNorm, SwiGLU
+from puna.model.moe import MoE, Route
+from puna.model.rope import Rotation, query_temperature, text_frequencies, text_rotation
+from puna.model.vision import VisionTower
+from puna.shapes import sizes
+
+
+class Hidden(NamedTuple):
+    """What the decoder knows after its last layer: normed states [T D] and the route of each MoE layer."""
+
+    states: Tensor
+    routes: tuple[Route, ...]
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then either experts or one dense feed-forward."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
+        self.moe = MoE(config) if config.is_moe(layer) else None
+        self.mlp = None if config.is_moe(layer) else SwiGLU(config.width, config.dense_width)
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore
+    ) -> tuple[Tensor, Route | None]:
+        """x [T D]. Returns the layer's output [T D] and, for MoE layers, the route."""
+        x = x + self.attention(self.attention_norm(x), rotation, temperature, store)
+        h = self.feed_forward_norm(x)
+        if self.moe is None:
+            assert self.mlp is not None
+            return x + self.mlp(h), None
+        out, route = self.moe(h)
+        return x + out, route
+
+
+class Llama(nn.Module):
+    """The model. Build it under `torch.device("meta")` to count, or to load into without holding it twice."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        text = config.text
+        self.config = config
+        self.embedding = nn.Embedding(text.vocab_size, text.width)
+        self.layers = nn.ModuleList(Block(text, layer) for layer in range(text.n_layers))
+        self.norm = RMSNorm(text.width, text.norm_eps)
+        self.head = nn.Linear(text.width, text.vocab_size, bias=False)
+        self.vision = None if config.vision is None else VisionTower(config.vision)
+        self.projector = (
+            None if config.vision is None else nn.Linear(config.vision.output_width, text.width, bias=False)
+        )
+
+    def embed_tiles(self, tiles: Tensor) -> Tensor:
+        """Returns one row per patch token, tile after tile: [I 3 S S] in -1..1 -> [I*tokens_per_tile D].
+
+        Raises PromptError when the model has no vision tower.
+        """
+        if self.vision is None or self.projector is None:
+            raise PromptError(
+                "tiles: this model has no vision tower; remove the images or load a multimodal checkpoint"
+            )
+        features: Tensor = self.projector(self.vision(tiles)).flatten(0, 1)  # M D
+        return features
+
+    def hidden(self, ids: Tensor, positions: Tensor, store: KVStore, features: Tensor | None = None) -> Hidden:
+        """Returns the normed states behind the last layer and the routes.
+
+        ids and positions int64 [T]; positions are those within each token's own sequence. features [M D], as
+        `embed_tiles` makes them, replace the patch tokens of this batch in order; None leaves these embeddings alone.
+        """
+        (T,) = sizes(ids, "T")
+        sizes(positions, f"{T}")
+        text = self.config.text
+        x = self.embedding(ids)  # T D
+        if features is not None and self.config.patch_id is not None:
+            x = fuse(x, ids.eq(self.config.patch_id), features)
+        rotation = text_rotation(positions, text_frequencies(text).to(ids.device))
+        scale = text.query_temperature
+        temperature = None if scale is None else query_temperature(positions, scale)
+        routes = []
+        for layer in self.layers:
+            x, route = layer(x, rotation, temperature, store)
+            if route is not None:
+                routes.append(route)
+        return Hidden(self.norm(x), tuple(routes))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Returns float32 logits [R V] of states [R D]."""
+        return self.head(states).float()  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, positions: Tensor, store: KVStore, features: Tensor | None = None) -> Tensor:
+        """Returns float32 logits [T V] for every token of the batch; see `hidden` for the inputs."""
+        return self.logits(self.hidden(ids, positions, store, features).states)
+
+
+@torch.no_grad()
+def initialise(model: Llama, generator: torch.Generator) -> None:
+    """Fills all parameters of `model` with the start values of a training, from `generator` alone.
+
+    Matrices keep the variance of what they read (std 1/sqrt(fan in)); those that write into the residual stream are
+    smaller by sqrt(2 * layers), so that its variance does not grow with depth; gains are 1 and biases 0.
+    """
+    for name, parameter in model.named_parameters():
+        depth = model.config.text.n_layers
+        if name.startswith("vision.layers.") and model.config.vision is not None:
+            depth = model.config.vision.n_layers
+        if parameter.dim() < 2 and not name.endswith("class_token"):
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            continue
+        std = parameter.shape[-1] ** -0.5
+        if name.endswith(("attention.output.weight", "down", "down.weight")) and "adapter" not in name:
+            std *= (2 * depth) ** -0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
