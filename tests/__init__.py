@@ -1,1 +1,1 @@
-"""The tests of puna. One file per source file, mirrored; and policy/ (the house), reference/ (plain twins), route/ (end to end)."""
+"""The tests of puna, one file per source file; and policy (the house), reference (plain twins), route (end to end)."""

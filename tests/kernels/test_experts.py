@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from puna.kernels.experts import grouped_linear, grouped_linear_plain, routed_experts
+from puna.kernels.experts import group_by_expert, grouped_linear, grouped_linear_plain, routed_experts
 
 
 def token_by_token(
@@ -27,7 +27,9 @@ def inputs(T: int, k: int, E: int, D: int = 6, F_: int = 10) -> list[torch.Tenso
     return [x, best.sigmoid(), experts, gate_up, down]
 
 
-@pytest.mark.parametrize(("T", "k", "E"), [(1, 1, 4), (9, 1, 3), (9, 2, 3), (5, 3, 8), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("T", "k", "E"), [(1, 1, 4), (9, 1, 3), (9, 2, 3), (5, 3, 8), (2, 1, 1), (130, 1, 2), (70, 2, 2)]
+)
 def test_routed_experts_equal_token_by_token(T: int, k: int, E: int) -> None:
     x, scores, experts, gate_up, down = inputs(T, k, E)
     expected = token_by_token(x, scores, experts, gate_up, down)
@@ -61,3 +63,13 @@ def test_the_grouped_product_equals_its_plain_twin_in_bfloat16() -> None:
 def test_no_rows_at_all_give_an_empty_result() -> None:
     empty = grouped_linear(torch.empty(0, 6), torch.randn(2, 4, 6), torch.zeros(2, dtype=torch.int32))
     assert empty.shape == (0, 4)
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_rows_of_an_expert_are_neighbours_in_their_order_and_begin_at_a_block(block: int) -> None:
+    experts = torch.tensor([2, 0, 2, 2, 0, 3])
+    slots = group_by_expert(experts, 4, block)
+    starts = [0, *slots.ends.tolist()[:-1]]
+    assert all(start % block == 0 for start in starts) and slots.ends[-1] == slots.n_slots
+    for expert, members in ((0, [1, 4]), (2, [0, 2, 3]), (3, [5])):
+        assert slots.slot[members].tolist() == [starts[expert] + i for i in range(len(members))]

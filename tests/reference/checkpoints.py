@@ -118,7 +118,7 @@ def _randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            is_gain = parameter.dim() == 1 and name.endswith("norm.weight") or "layernorm" in name and "weight" in name
+            is_gain = parameter.dim() == 1 and name.endswith("weight")  # only norms have vectors of that name
             scale = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
             parameter.copy_(noise * scale + is_gain)
 

@@ -108,6 +108,10 @@ def test_transformers_reads_what_we_write() -> None:
     ("changes", "named"),
     [
         ({"hidden_size": "absent"}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers"),
+        ({"rope_theta": "high", "rope_parameters": "absent"}, "rope_theta"),
+        ({"no_rope_layers": "all"}, "no_rope_layers"),
         ({"attention_bias": True}, "attention_bias"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"sliding_window": 4096}, "sliding_window"),
@@ -124,3 +128,13 @@ def test_what_would_change_the_mathematics_is_refused(changes: dict[str, Any], n
 def test_another_architecture_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'llama'"):
         from_hf({"model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("dim", None), ("moe_args", 3), ("vision_args", {"dim": "wide"}), ("extra", 1)]
+)
+def test_a_damaged_params_file_is_refused_by_name(key: str, value: object) -> None:
+    params = to_meta(SCOUT) | {key: value}
+    del params[META_EXTENSION]
+    with pytest.raises(ConfigError, match=key if key != "vision_args" else "dim"):
+        from_meta(params)

@@ -7,6 +7,7 @@ Source: score on the expert's input, no renormalisation (llama-models `models/ll
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 from puna.shapes import sizes
 
 ALIGNMENT_BYTES = 16  # torch's grouped product wants rows that start on 16-byte borders
+ROW_BLOCK = 64
+"""Rows of an expert are filled up to a multiple of this in large batches. The CPU library compiles a kernel for each
+number of rows that it meets: with numbers as they come, 48 products of a training step took 0.90 s, in blocks 0.11."""
 
 
 def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -26,13 +30,39 @@ def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Tensor, 
     T, D = sizes(x, "T D")
     E, _, _ = sizes(gate_up, f"E 2F {D}")
     k = experts.shape[1]
-    order = experts.flatten().argsort(stable=True)  # R: routed rows, grouped by expert
-    ends = torch.bincount(experts.flatten(), minlength=E).cumsum(0).to(torch.int32)  # E
-    rows = x[order // k] * scores.flatten()[order, None]  # R D
-    gate, up = grouped_linear(rows, gate_up, ends).chunk(2, dim=-1)  # R F
-    rows = grouped_linear(F.silu(gate) * up, down, ends)  # R D
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))  # R
-    return rows[back].view(T, k, D).sum(1)  # T D
+    is_many = x.device.type == "cpu" and T * k >= E * ROW_BLOCK
+    slots = group_by_expert(experts.flatten(), E, ROW_BLOCK if is_many else 1)
+    rows = (x[:, None] * scores[:, :, None]).flatten(0, 1)  # R D
+    grouped = rows.new_zeros(slots.n_slots, D).index_copy(0, slots.slot, rows)
+    gate, up = grouped_linear(grouped, gate_up, slots.ends).chunk(2, dim=-1)
+    grouped = grouped_linear(F.silu(gate) * up, down, slots.ends)
+    return grouped[slots.slot].view(T, k, D).sum(1)  # T D
+
+
+class Slots(NamedTuple):
+    """Where routed rows lie when each expert's are together: slot int64 [R], ends int32 [E] of each expert's slots."""
+
+    slot: Tensor
+    ends: Tensor
+    n_slots: int
+
+
+def group_by_expert(experts: Tensor, n_experts: int, block: int) -> Slots:
+    """Returns a place for each routed row: an expert's rows are neighbours, in order, from a multiple of `block`.
+
+    experts int64 [R]. Free slots fill the blocks; their number, and so `n_slots`, does not depend on the routing.
+    """
+    R = experts.numel()
+    n_slots = R if block == 1 else R + n_experts * block
+    counts = torch.bincount(experts, minlength=n_experts)  # E
+    room = (counts + block - 1) // block * block  # E
+    ends = room.cumsum(0)  # E
+    order = experts.argsort(stable=True)  # R
+    shift = (ends - room) - (counts.cumsum(0) - counts)  # E: by how much an expert's rows move up
+    places = torch.arange(R, device=experts.device) + shift[experts[order]]  # R, of the sorted rows
+    slot = torch.empty_like(order).scatter_(0, order, places)  # R
+    ends = torch.cat([ends[:-1], ends.new_full((1,), n_slots)])  # the last expert takes what is left
+    return Slots(slot, ends.to(torch.int32), n_slots)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

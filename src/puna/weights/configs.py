@@ -35,7 +35,8 @@ _WITHOUT_EFFECT = frozenset(
     "quantization_config remove_invalid_values repetition_penalty return_dict return_dict_in_generate "
     "router_aux_loss_coef router_jitter_noise sep_token_id suppress_tokens task_specific_params temperature "
     "tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version "
-    "typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache vision_feature_layer vision_feature_select_strategy".split()
+    "typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache vision_feature_layer "
+    "vision_feature_select_strategy".split()
 )
 # Keys that must have one value, because the architecture has no other; None: the key may also be absent or null.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -115,34 +116,25 @@ def from_meta(params: Json) -> LlamaConfig:
     fields = _Fields(params, "params.json")
     extension = fields.take(META_EXTENSION, None)
     if extension is not None:
-        return from_hf(extension["config"], {"max_patches": extension["max_tiles"]})
-    width, n_layers, n_heads = fields.take("dim"), fields.take("n_layers"), fields.take("n_heads")
-    interval, chunk_len = fields.take("nope_layer_interval", None), fields.take("attention_chunk_size", None)
-    moe, vision = fields.take("moe_args", None), fields.take("vision_args", None)
+        ours = _Fields(extension, f"params.json {META_EXTENSION}")
+        return from_hf(ours.take("config"), {"max_patches": ours.whole("max_tiles")})
+    width, n_layers, n_heads = fields.whole("dim"), fields.whole("n_layers"), fields.whole("n_heads")
+    interval, chunk_len = fields.whole("nope_layer_interval", None), fields.whole("attention_chunk_size", None)
+    moe, vision = fields.part("moe_args"), fields.part("vision_args")
     scaled = fields.take("use_scaled_rope", False)
-    factor, high = fields.take("rope_scaling_factor", None), fields.take("rope_high_freq_factor", None)
-    tuned, floor_len, scale = (
-        fields.take(key, default)
-        for key, default in (("attn_temperature_tuning", False), ("floor_scale", 8192), ("attn_scale", 0.1))
-    )
-    expert_width, dense_width = _meta_widths(
-        width,
-        fields.take("ffn_exp", None),
-        fields.take("ffn_dim_multiplier", None),
-        fields.take("multiple_of", 256),
-        moe,
-    )
-    step = 0 if moe is None else moe.get("interleave_moe_layer_step", 1)
+    factor, high = fields.number("rope_scaling_factor", None), fields.number("rope_high_freq_factor", None)
+    expert_width, dense_width = _meta_widths(fields, width, moe)
+    step = 0 if moe is None else moe.whole("interleave_moe_layer_step", 1)
     text = TextConfig(
         width=width,
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=fields.take("n_kv_heads", None) or n_heads,
-        head_dim=fields.take("head_dim", None) or width // n_heads,
-        vocab_size=fields.take("vocab_size"),
+        n_kv_heads=fields.whole("n_kv_heads", None) or n_heads,
+        head_dim=fields.whole("head_dim", None) or width // n_heads,
+        vocab_size=fields.whole("vocab_size"),
         context_len=META_CONTEXT_LEN,
-        norm_eps=fields.take("norm_eps", 1e-5),
-        rope_theta=float(fields.take("rope_theta", 500000)),
+        norm_eps=fields.number("norm_eps", 1e-5),
+        rope_theta=float(fields.number("rope_theta", 500000)),
         rope_scaling=RopeScaling(
             factor=factor or META_ROPE_SCALING.factor,
             low_factor=META_ROPE_SCALING.low_factor,
@@ -153,11 +145,11 @@ def from_meta(params: Json) -> LlamaConfig:
         else None,
         rope_layers=frozenset(i for i in range(n_layers) if not interval or (i + 1) % interval),
         chunk_len=chunk_len,
-        query_temperature=QueryTemperature(floor_len=int(floor_len), scale=scale) if tuned else None,
+        query_temperature=_temperature(fields, tuned=False),
         qk_norm=fields.take("use_qk_norm", False),
         moe_layers=frozenset(i for i in range(n_layers) if step and (i + 1) % step == 0),
-        n_experts=0 if moe is None else moe["num_experts"],
-        n_active_experts=0 if moe is None else moe.get("top_k", 1),
+        n_experts=0 if moe is None else moe.whole("num_experts"),
+        n_active_experts=0 if moe is None else moe.whole("top_k", 1),
         expert_width=expert_width,
         dense_width=dense_width,
     )
@@ -243,6 +235,43 @@ class _Fields:
             raise ConfigError(f"{key}: missing in {self.where}; the file is incomplete or not of Llama 4")
         return self.left.pop(key, *default)
 
+    def whole(self, key: str, *default: Any) -> Any:
+        """Takes a whole number, or whatever the default is; 8192.0 counts as whole."""
+        value = self.take(key, *default)
+        if value in default or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        raise ConfigError(f"{key}: {value!r} in {self.where} must be a whole number")
+
+    def number(self, key: str, *default: Any) -> Any:
+        """Takes a number, or whatever the default is."""
+        value = self.take(key, *default)
+        if value in default or (isinstance(value, int | float) and not isinstance(value, bool)):
+            return value
+        raise ConfigError(f"{key}: {value!r} in {self.where} must be a number")
+
+    def whole_or_null(self, key: str, *default: Any) -> Any:
+        """Takes a whole number, or null where the file says so."""
+        if key in self.left and self.left[key] is None:
+            return self.take(key)
+        return self.whole(key, *default)
+
+    def wholes(self, key: str, *default: Any) -> Any:
+        """Takes a tuple of whole numbers, or whatever the default is; a single one counts as a tuple."""
+        value = self.take(key, *default)
+        if value in default:
+            return value
+        values = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(v, int) for v in values):
+            return tuple(values)
+        raise ConfigError(f"{key}: {value!r} in {self.where} must be a list of whole numbers")
+
+    def part(self, key: str) -> "_Fields | None":
+        """Takes an object within this one; None where it is null or absent."""
+        value = self.take(key, None)
+        return None if value is None else _Fields(value, f"{self.where} {key}")
+
     def finish(self) -> None:
         for key, allowed in _FIXED.items():
             value = self.left.pop(key, allowed[-1])
@@ -256,39 +285,36 @@ class _Fields:
 def _from_hf_parts(
     text: _Fields, top: _Fields | None, vision: _Fields | None, preprocessor: Json | None
 ) -> LlamaConfig:
-    n_layers, n_heads, width = (text.take(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    n_layers, n_heads, width = (text.whole(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     rope_theta, rope_scaling = _rope_from_hf(text)
     moe_layers = _moe_layers_from_hf(text, n_layers)
-    tuned, floor_len, scale = (
-        text.take(key, default)
-        for key, default in (("attn_temperature_tuning", True), ("floor_scale", 8192), ("attn_scale", 0.1))
-    )
     decoder = TextConfig(
         width=width,
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=text.take("num_key_value_heads", None) or n_heads,
-        head_dim=text.take("head_dim", None) or width // n_heads,
-        vocab_size=text.take("vocab_size"),
-        context_len=text.take("max_position_embeddings", 131072),
-        norm_eps=text.take("rms_norm_eps", 1e-5),
+        n_kv_heads=text.whole("num_key_value_heads", None) or n_heads,
+        head_dim=text.whole("head_dim", None) or width // n_heads,
+        vocab_size=text.whole("vocab_size"),
+        context_len=text.whole("max_position_embeddings", 131072),
+        norm_eps=text.number("rms_norm_eps", 1e-5),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         rope_layers=_rope_layers_from_hf(text, n_layers),
-        chunk_len=text.take("attention_chunk_size", 8192),
-        query_temperature=QueryTemperature(floor_len=int(floor_len), scale=scale) if tuned else None,
+        chunk_len=text.whole_or_null("attention_chunk_size", 8192),
+        query_temperature=_temperature(text, tuned=True),
         qk_norm=text.take("use_qk_norm", True),
         moe_layers=moe_layers,
-        n_experts=text.take("num_local_experts", 16) if moe_layers else (text.take("num_local_experts", 0), 0)[1],
-        n_active_experts=text.take("num_experts_per_tok", 1)
+        n_experts=text.whole("num_local_experts", 16) if moe_layers else (text.whole("num_local_experts", 0), 0)[1],
+        n_active_experts=text.whole("num_experts_per_tok", 1)
         if moe_layers
-        else (text.take("num_experts_per_tok", 0), 0)[1],
-        expert_width=text.take("intermediate_size", 8192),
-        dense_width=text.take("intermediate_size_mlp", 16384),
+        else (text.whole("num_experts_per_tok", 0), 0)[1],
+        expert_width=text.whole("intermediate_size", 8192),
+        dense_width=text.whole("intermediate_size_mlp", 16384),
     )
-    bos, eos, pad = (text.take(f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
+    bos, pad = text.whole("bos_token_id", None), text.whole("pad_token_id", None)
+    eos = text.wholes("eos_token_id", None)
     ids = [
-        None if top is None else top.take(key, None)
+        None if top is None else top.whole(key, None)
         for key in ("boi_token_index", "eoi_token_index", "image_token_index")
     ]
     tower = None if vision is None else _vision_from_hf(vision, preprocessor)
@@ -299,7 +325,7 @@ def _from_hf_parts(
         text=decoder,
         vision=tower,
         bos_id=200000 if bos is None else bos,
-        stop_ids=(200001, 200007, 200008) if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+        stop_ids=(200001, 200007, 200008) if eos is None else eos,
         pad_id=pad,
         image_start_id=ids[0],
         image_end_id=ids[1],
@@ -310,7 +336,7 @@ def _from_hf_parts(
 def _rope_from_hf(text: _Fields) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     merged = dict(text.take("rope_scaling", None) or {}) | dict(text.take("rope_parameters", None) or {})
-    theta = merged.get("rope_theta", text.take("rope_theta", None)) or 500000.0
+    theta = merged.get("rope_theta", text.number("rope_theta", None)) or 500000.0
     kind = merged.get("rope_type", merged.get("type", "default"))
     if kind == "default":
         return float(theta), None
@@ -318,17 +344,17 @@ def _rope_from_hf(text: _Fields) -> tuple[float, RopeScaling | None]:
         raise ConfigError(f"rope_type: {kind!r} in {text.where} is not supported; Llama 4 uses 'default' or 'llama3'")
     rope = _Fields(merged, f"{text.where} rope_scaling")
     return float(theta), RopeScaling(
-        factor=rope.take("factor"),
-        low_factor=rope.take("low_freq_factor"),
-        high_factor=rope.take("high_freq_factor"),
-        original_context=rope.take("original_max_position_embeddings"),
+        factor=rope.number("factor"),
+        low_factor=rope.number("low_freq_factor"),
+        high_factor=rope.number("high_freq_factor"),
+        original_context=rope.whole("original_max_position_embeddings"),
     )
 
 
 def _rope_layers_from_hf(text: _Fields, n_layers: int) -> frozenset[int]:
     """`no_rope_layers` marks with 1 the layers that do have RoPE; empty or null means every interval-th has not."""
-    marks = text.take("no_rope_layers", None)
-    interval = text.take("no_rope_layer_interval", 4)
+    marks = text.wholes("no_rope_layers", None)
+    interval = text.whole("no_rope_layer_interval", 4)
     kinds = text.take("layer_types", None)
     if not marks:
         marks = [int((i + 1) % interval != 0) for i in range(n_layers)]
@@ -346,7 +372,7 @@ def _rope_layers_from_hf(text: _Fields, n_layers: int) -> frozenset[int]:
 
 
 def _moe_layers_from_hf(text: _Fields, n_layers: int) -> frozenset[int]:
-    layers, step = text.take("moe_layers", None), text.take("interleave_moe_layer_step", 1)
+    layers, step = text.wholes("moe_layers", None), text.whole("interleave_moe_layer_step", 1)
     if layers is None:
         layers = range(step - 1, n_layers, step) if step else []
     return frozenset(layers)
@@ -354,9 +380,9 @@ def _moe_layers_from_hf(text: _Fields, n_layers: int) -> frozenset[int]:
 
 def _vision_from_hf(vision: _Fields, preprocessor: Json | None) -> VisionConfig:
     rope = vision.take("rope_parameters", None) or {}
-    theta = rope.get("rope_theta", vision.take("rope_theta", None)) or VISION_ROPE_THETA
-    output_width = vision.take("vision_output_dim")
-    projected = vision.take("projector_output_dim", output_width)
+    theta = rope.get("rope_theta", vision.number("rope_theta", None)) or VISION_ROPE_THETA
+    output_width = vision.whole("vision_output_dim")
+    projected = vision.whole("projector_output_dim", output_width)
     if projected != output_width:
         raise ConfigError(
             f"projector_output_dim: {projected} in {vision.where} must equal vision_output_dim {output_width}"
@@ -364,25 +390,25 @@ def _vision_from_hf(vision: _Fields, preprocessor: Json | None) -> VisionConfig:
     config = VisionConfig(
         tile_size=_side(vision, "image_size"),
         patch_size=_side(vision, "patch_size"),
-        width=vision.take("hidden_size"),
-        n_layers=vision.take("num_hidden_layers"),
-        n_heads=vision.take("num_attention_heads"),
-        mlp_width=vision.take("intermediate_size"),
-        adapter_width=vision.take("projector_input_dim"),
+        width=vision.whole("hidden_size"),
+        n_layers=vision.whole("num_hidden_layers"),
+        n_heads=vision.whole("num_attention_heads"),
+        mlp_width=vision.whole("intermediate_size"),
+        adapter_width=vision.whole("projector_input_dim"),
         output_width=output_width,
-        shuffle_ratio=vision.take("pixel_shuffle_ratio", 0.5),
+        shuffle_ratio=vision.number("pixel_shuffle_ratio", 0.5),
         rope_theta=float(theta),
-        norm_eps=vision.take("norm_eps", 1e-5),
+        norm_eps=vision.number("norm_eps", 1e-5),
         max_tiles=(preprocessor or {}).get("max_patches", MAX_TILES),
     )
     return config
 
 
 def _side(fields: _Fields, key: str) -> int:
-    """A side in pixels, which some files write as [height, width]."""
+    """A side in pixels, which some files write as [height, width] and Meta's as {"height": .., "width": ..}."""
     value = fields.take(key)
-    sides = {value} if isinstance(value, int) else set(value)
-    require(len(sides) == 1, key, value, "square")
+    sides = set(value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value])
+    require(len(sides) == 1 and all(isinstance(side, int) for side in sides), key, value, "one side of a square")
     return int(sides.pop())
 
 
@@ -433,45 +459,51 @@ def _text_to_hf(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
-def _vision_from_meta(vision: Json) -> VisionConfig:
-    def side(key: str) -> int:
-        size = vision[key]
-        require(size["height"] == size["width"], f"vision_args.{key}", size, "square")
-        return int(size["height"])
-
-    return VisionConfig(
-        tile_size=side("image_size"),
-        patch_size=side("patch_size"),
-        width=vision["dim"],
-        n_layers=vision["n_layers"],
-        n_heads=vision["n_heads"],
-        mlp_width=int(vision["mlp_ratio"] * vision["dim"]),
-        adapter_width=vision["output_dim"],
-        output_width=vision["output_dim"],
-        shuffle_ratio=vision["pixel_shuffle_ratio"],
+def _vision_from_meta(vision: _Fields) -> VisionConfig:
+    width = vision.whole("dim")
+    config = VisionConfig(
+        tile_size=_side(vision, "image_size"),
+        patch_size=_side(vision, "patch_size"),
+        width=width,
+        n_layers=vision.whole("n_layers"),
+        n_heads=vision.whole("n_heads"),
+        mlp_width=int(vision.number("mlp_ratio") * width),
+        adapter_width=(output_width := vision.whole("output_dim")),
+        output_width=output_width,
+        shuffle_ratio=vision.number("pixel_shuffle_ratio"),
         rope_theta=VISION_ROPE_THETA,
         norm_eps=1e-5,
         max_tiles=MAX_TILES,
     )
+    vision.finish()
+    return config
 
 
-def _meta_widths(
-    width: int, exponent: float | None, multiplier: float | None, multiple: int, moe: Json | None
-) -> tuple[int, int]:
+def _temperature(fields: _Fields, *, tuned: bool) -> QueryTemperature | None:
+    """Both formats have the same three keys; `tuned` says what the absence of the first one means."""
+    is_on = fields.take("attn_temperature_tuning", tuned)
+    floor_len, scale = fields.whole("floor_scale", 8192), fields.number("attn_scale", 0.1)
+    return QueryTemperature(floor_len=int(floor_len), scale=scale) if is_on else None
+
+
+def _meta_widths(fields: _Fields, width: int, moe: _Fields | None) -> tuple[int, int]:
     """Expert and dense hidden widths as Meta derives them. Source: llama-models `moe.py` and `model.py`."""
+    exponent, multiplier = fields.number("ffn_exp", None), fields.number("ffn_dim_multiplier", None)
+    multiple = fields.whole("multiple_of", 256)
 
-    def rounded(value: int) -> int:
-        return value + -value % multiple
+    def scaled(value: int) -> int:
+        value = int(2 * value / 3)
+        return int(multiplier * value) if multiplier else value
 
-    dense = int(2 * int(4 * width) / 3)
-    dense = rounded(int(multiplier * dense) if multiplier else dense)
+    dense = scaled(int(4 * width))
+    dense += -dense % multiple
     if moe is None:
         return dense, dense
-    expert = int(2 * int((exponent or 4.0) * width) / 3)
-    expert = int(multiplier * expert) if multiplier else expert
-    if moe.get("auto_scale_F", True):
-        expert = int(expert / (moe.get("capacity_factor", 1.0) + 1))
-    return rounded(expert), dense
+    expert = scaled(int((exponent or 4.0) * width))
+    capacity = moe.number("capacity_factor", 1.0)
+    if moe.take("auto_scale_F", True):
+        expert = int(expert / (capacity + 1))
+    return expert + -expert % multiple, dense
 
 
 def _meta_width_params(text: TextConfig) -> dict[str, Any]:
