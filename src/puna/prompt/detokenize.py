@@ -1,0 +1,67 @@
+"""Ids to text as they are generated, never half a character and never a piece of a stop string.
+
+In: one id at a time. Out: the text that is safe to show now; what was shown, joined, is the text of all ids up to the
+first stop string. Not here: stop ids, which end a request in the engine, and tool calls (`parse`).
+"""
+
+import codecs
+from collections.abc import Sequence
+
+from puna.errors import PromptError
+from puna.prompt.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """The text of one growing reply. `stopped` is the stop string that ended it, or None.
+
+    The stop string that is complete first wins, the longest among those that end at the same character; it is not part
+    of the text. Special tokens show as their names, as in `Tokenizer.decode`, except those that end a turn: they are
+    silent. Bytes that can no longer become a character show as U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        """Raises PromptError for an empty stop string, which would end every reply before its first character."""
+        if isinstance(stop, str) or "" in stop:
+            raise PromptError(f"stop: is {stop!r}; give a list of strings that are not empty")
+        self.stopped: str | None = None
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """Returns the text that became certain with `token_id`, "" once stopped. Raises as `Tokenizer.decode`."""
+        if self.stopped is not None or token_id in self._tokenizer.stop_ids:
+            return ""
+        if self._tokenizer.is_special(token_id):
+            return self._advance(self._decoder.decode(b"", final=True) + self._tokenizer.decode([token_id]))
+        return self._advance(self._decoder.decode(self._tokenizer.decode_bytes([token_id])))
+
+    def finish(self) -> str:
+        """Returns what was held back: the beginning of a stop string that never came, and an unfinished character."""
+        if self.stopped is not None:
+            return ""
+        shown = self._advance(self._decoder.decode(b"", final=True))
+        if self.stopped is None:
+            shown, self._held = shown + self._held, ""
+        return shown
+
+    def _advance(self, new: str) -> str:
+        """Returns the part of the held and new text that is certain; keeps the rest, or marks the stop."""
+        text = self._held + new
+        ends = [(text.index(stop) + len(stop), -len(stop), stop) for stop in self._stop if stop in text]
+        if ends:
+            end, _, self.stopped = min(ends)
+            self._held = ""
+            return text[: end - len(self.stopped)]
+        n_held = self._n_uncertain(text)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def _n_uncertain(self, text: str) -> int:
+        """Returns the length of the longest end of `text` with which some stop string begins."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

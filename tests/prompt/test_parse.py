@@ -1,0 +1,227 @@
+"""Finished replies to messages: every notation, what stays text, and that parsing undoes rendering."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.prompt.message import Message, TextPart, Tool, ToolCall
+from puna.prompt.parse import parse
+from puna.prompt.render import Renderer, ToolStyle, call_text
+from puna.prompt.tokenizer import Tokenizer
+
+TOOLS = (Tool("f", "", {}), Tool("weather.get", "", {}), Tool("get-user", "", {}))
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.text() | st.sampled_from(("from", "class", "city", "größe", "ﬁ", "None", "a b", ""))
+CALLS = st.builds(
+    ToolCall,
+    name=st.from_regex(r"[\w.:/-]+", fullmatch=True),
+    arguments=st.dictionaries(KEYS, JSON_VALUES, max_size=4),
+)
+WORDS = st.text(st.characters(exclude_characters="[{<", exclude_categories=["Cs"]), max_size=30)
+
+
+def _message(words: str, calls: list[ToolCall]) -> Message:
+    return Message("assistant", (TextPart(words),) if words else (), tuple(calls))
+
+
+@given(words=WORDS, calls=st.lists(CALLS, max_size=3), style=st.sampled_from(("pythonic", "json")))
+@settings(max_examples=200, deadline=None)
+def test_parsing_a_rendered_message_gives_the_message(words: str, calls: list[ToolCall], style: ToolStyle) -> None:
+    text = words + (call_text(calls, style) if calls else "")
+    assert parse(text) == _message(words, calls)
+    assert parse(text, [Tool(call.name, "", {}) for call in calls]) == _message(words, calls)
+
+
+@given(words=WORDS, calls=st.lists(CALLS, min_size=1, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_the_way_through_ids_gives_the_message(words: str, calls: list[ToolCall], tokenizer: Tokenizer) -> None:
+    message = _message(words, calls)
+    renderer = Renderer(tokenizer, None)
+    ids = renderer.turn(message).ids[len(renderer.header("assistant")) : -1]
+    assert parse(tokenizer.decode(ids)) == message
+
+
+@given(text=st.text(st.sampled_from("[{(<function=>f:\"'\\,}])name parmetrs1-*|/\n"), max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_parsed_without_an_error(text: str) -> None:
+    message = parse(text)
+    assert message.tool_calls or message.text == text
+
+
+NOTATIONS = [
+    ('[f(a="x")]', {"a": "x"}),
+    ("[f(a='x', b=1, c=-2.5, d=True, e=None)]", {"a": "x", "b": 1, "c": -2.5, "d": True, "e": None}),
+    ("[f(a=true, b=false, c=null)]", {"a": True, "b": False, "c": None}),
+    ("[f(a=[1, [2, {'k': (3, 4)}]], b={})]", {"a": [1, [2, {"k": [3, 4]}]], "b": {}}),
+    ("[ f ( a = 1 , ) , ]", {"a": 1}),
+    ("[f()]", {}),
+    ("[\n  f(\n    a=1,\n  ),\n]", {"a": 1}),
+    ("[f(from='Bonn', **{'x y': 1})]", {"from": "Bonn", "x y": 1}),
+    (
+        "[f(a='it\\'s', b=\"a\\\\b\\n\", c=r'\\d', d='''x'y''', e=\"\"\"\nq\"\"\")]",
+        {"a": "it's", "b": "a\\b\n", "c": "\\d", "d": "x'y", "e": "\nq"},
+    ),
+    ("[f(a='\\x41\\u00e9\\U0001F600\\N{BULLET}\\101\\ud83d\\ude00')]", {"a": "Aé😀•A😀"}),
+    ("[f(a='one' \"two\")]", {"a": "onetwo"}),
+    ("[f(a='])', b='}')]", {"a": "])", "b": "}"}),
+    ("[f(größe='größer', 名='日本')]", {"größe": "größer", "名": "日本"}),
+    ("[f(a=1e3, b=.5, c=+7)]", {"a": 1000.0, "b": 0.5, "c": 7}),
+    ('{"name": "f", "parameters": {"a": [1, null]}}', {"a": [1, None]}),
+    ('{"parameters": {"a": 1}, "name": "f"}', {"a": 1}),
+    ('{"type": "function", "name": "f", "parameters": {"a": 1}}', {"a": 1}),
+    ('{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}', {"a": 1}),
+    ('{"name": "f", "arguments": {"a": "\\u00e9\\/"}}', {"a": "é/"}),
+    ('{"name": "f", "parameters": null}', {}),
+    ('{\n  "name": "f",\n  "parameters": {"a": 1}\n}', {"a": 1}),
+    ("{'name': 'f', 'parameters': {'a': True}}", {"a": True}),
+    ('{"name": "f", "parameters": {"a": "two\nlines"}}', {"a": "two\nlines"}),
+    ('[{"name": "f", "parameters": {"a": 1}}]', {"a": 1}),
+    ('<function=f>{"a": 1}</function>', {"a": 1}),
+    ("<function=f>{'a': 1}", {"a": 1}),
+    ('<|python_start|>{"name": "f", "parameters": {"a": 1}}<|python_end|>', {"a": 1}),
+    ("<|python_start|>[f(a=1)]<|python_end|>\n", {"a": 1}),
+    ("<|python_start|>[f(a=1)]", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("text", "arguments"), NOTATIONS)
+@pytest.mark.parametrize("tools", [(), TOOLS])
+def test_every_notation_is_read(text: str, arguments: dict[str, object], tools: tuple[Tool, ...]) -> None:
+    assert parse(text, tools) == _message("", [ToolCall("f", arguments)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[f(a=1), weather.get(b=2)]",
+        "[f(a=1)][weather.get(b=2)]",
+        "[f(a=1)]; [weather.get(b=2)]",
+        '{"name": "f", "parameters": {"a": 1}}; {"name": "weather.get", "parameters": {"b": 2}}',
+        '{"name": "f", "parameters": {"a": 1}}\n{"name": "weather.get", "parameters": {"b": 2}}\n',
+        '[{"name": "f", "parameters": {"a": 1}}, {"name": "weather.get", "parameters": {"b": 2}}]',
+        '<|python_start|>{"name": "f", "parameters": {"a": 1}}<|python_end|>[weather.get(b=2)]',
+        '<function=f>{"a": 1}</function><function=weather.get>{"b": 2}</function>',
+    ],
+)
+def test_several_calls_are_read_in_order(text: str) -> None:
+    assert parse(text, TOOLS) == _message("", [ToolCall("f", {"a": 1}), ToolCall("weather.get", {"b": 2})])
+
+
+def test_ids_and_names_with_dashes_are_kept() -> None:
+    assert parse("[get-user(id=7)]", TOOLS).tool_calls == (ToolCall("get-user", {"id": 7}),)
+    text = '{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {}}}'
+    assert parse(text).tool_calls == (ToolCall("f", {}, "c1"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Let me look.\n\n[f(a=1)]", "Let me look.\n\n"),
+        ("I [think] so: [f(a=1)]", "I [think] so: "),
+        ('Sure {really}: {"name": "f", "parameters": {"a": 1}}', "Sure {really}: "),
+        ("Both. [f(a=1)]\nDone.", "Both. \nDone."),
+        ("<|python_start|>Words<|python_end|>[f(a=1)]", "Words"),
+        ("[[f(a=1)]", "["),
+    ],
+)
+def test_words_around_a_call_stay_as_content(text: str, words: str) -> None:
+    assert parse(text, TOOLS) == _message(words, [ToolCall("f", {"a": 1})])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Hello.",
+        "[unknown(a=1)]",
+        "[f(a=1), unknown(a=1)]",
+        '{"name": "unknown", "parameters": {}}',
+        '[{"name": "f", "parameters": {}}, {"name": "unknown", "parameters": {}}]',
+        '{"name": "unknown", "parameters": {"a": {"name": "f", "parameters": {}}}}',
+        '[unknown(a=[{"name": "f", "parameters": {}}])]',
+        '[{"result": {"name": "f", "parameters": {}}}]',
+        "<function=unknown>{}</function>",
+    ],
+)
+def test_names_that_are_no_tools_stay_text(text: str) -> None:
+    assert parse(text, TOOLS) == _message(text, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2, 3]",
+        "[]",
+        "[f]",
+        "f(a=1)",
+        "[f(1)]",
+        "[f(a=1, a=2)]",
+        "[f(a=1, **{'a': 2})]",
+        "[f(a=g(b=1))]",
+        "[f(a=x)]",
+        "[f(a=1+1)]",
+        "[f(a={1, 2})]",
+        "[f(a={1: 2})]",
+        "[f(a=b'x')]",
+        "[f(a=f'{x}')]",
+        "[f(a=1",
+        "[f(a='x]",
+        "[f(a=1) for x in y]",
+        "[f(a='\\N{NO SUCH NAME}')]",
+        "[f(a='\\U00110000')]",
+        "[f(a=1e999)]",
+        "[f(a=" + "9" * 500 + ")]",
+        "[f(a=" + "[" * 100 + "]" * 100 + ")]",
+        '{"name": "f"}',
+        '{"name": "f", "parameters": [1]}',
+        '{"name": "f", "parameters": "x"}',
+        '{"name": "f", "parameters": "{} x"}',
+        '{"name": "f", "parameters": {}, "arguments": {}}',
+        '{"name": "f", "parameters": {}, "more": 1}',
+        '{"name": "f", "parameters": {"a": NaN}}',
+        '{"name": "f", "parameters": {"a": 1e999}}',
+        '{"name": "f", "parameters": ' + '{"a": ' * 100 + "1" + "}" * 101,
+        '{"name": 5, "parameters": {}}',
+        '{"name": "a b", "parameters": {}}',
+        '{"type": "text", "name": "f", "parameters": {}}',
+        '{"id": 5, "name": "f", "parameters": {}}',
+        '[{"name": "f", "parameters": {}}, 5]',
+        "<function=f>x</function>",
+        "<function=f>[1]</function>",
+        "<function=>{}",
+        "<|python_start|>print(1)<|python_end|>",
+    ],
+)
+def test_what_is_not_wholly_a_call_stays_text(text: str) -> None:
+    assert parse(text, (Tool("f", "", {}),)) == _message(text, [])
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "[f(a=",
+        "[f(",
+        "[",
+        "{",
+        '{"name":',
+        '[{"name":',
+        '[{"name":[',
+        "<function=f>{",
+        "[f(a='",
+        '[f(a="""',
+        "[f(**{'a':",
+        "[f(a=[1,",
+    ],
+)
+def test_hostile_text_takes_little_time(unit: str) -> None:
+    text = unit * (100_000 // len(unit))
+    start = time.perf_counter()
+    assert parse(text) == _message(text, [])
+    assert time.perf_counter() - start < 5  # about 0.2 seconds on an idle core; quadratic reading would take minutes
