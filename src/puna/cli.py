@@ -1,0 +1,353 @@
+"""The `puna` program: arguments in; text, or with --json one document, out; 0, or 2 and one line that says what to do.
+
+Every command is a parser and a function. Functions import what they need, so that `puna --help` needs no torch.
+Standard output carries the result and nothing else; progress and errors go to standard error. Only this file reads
+the environment:
+
+PUNA_MODEL      the model that commands take when none is named, instead of cria
+PUNA_DEVICE     where models run, as --device
+PUNA_DTYPE      the numbers they run in, as --dtype
+PUNA_TRACEBACK  set to 1, shows where a fault of puna itself happened
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from puna import __version__
+from puna.errors import ConfigError, PromptError, PunaError
+
+if TYPE_CHECKING:
+    from puna.chat import Answer, Assistant, Options, Response
+    from puna.prompt.message import Message
+
+_SAMPLING = {
+    "temperature": (float, "0 takes the most probable token; higher is bolder (default 0.6)"),
+    "top_p": (float, "keep the most probable tokens that reach this mass (default 0.9)"),
+    "top_k": (int, "keep this many tokens; 0 keeps all (default)"),
+    "min_p": (float, "drop tokens less probable than this share of the best (default 0)"),
+    "repetition_penalty": (float, "above 1 discourages every token seen (default 1)"),
+    "presence_penalty": (float, "lowers tokens that were written, -2 to 2 (default 0)"),
+    "frequency_penalty": (float, "lowers them once for every time, -2 to 2 (default 0)"),
+    "seed": (int, "makes the answer repeatable"),
+    "max_new_tokens": (int, "longest answer (default: what the context leaves)"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0, 2 for bad usage or input, 130 for Ctrl-C, 1 for a fault of puna."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except PunaError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more can be said
+        return 1
+    except OSError as error:
+        return _refuse(
+            f"{error.filename or 'input or output'}: {error.strerror or error}; check path, rights and space"
+        )
+    except Exception as error:
+        return _fault(error)
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"puna: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _fault(error: Exception) -> int:
+    """Reports what puna did not expect: lack of memory, or a fault of its own."""
+    if os.environ.get("PUNA_TRACEBACK") == "1":
+        raise error
+    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return _refuse("not enough memory for this model: take a smaller one, a narrower --dtype or another --device")
+    first = next(iter(str(error).splitlines()), "")
+    print(f"puna: fault: {type(error).__name__}: {first} (PUNA_TRACEBACK=1 shows where)", file=sys.stderr)
+    return 1
+
+
+# Parsers ----------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="puna", description="Run, train and check Llama 4 models.")
+    parser.add_argument("--version", action="version", version=f"puna {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_chat(commands)
+    _add_complete(commands)
+    _add_convert(commands)
+    _add_params(commands)
+    _add_train(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str
+) -> argparse.ArgumentParser:
+    """Returns the parser of a new command, which has --json as all have."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_chat(commands: Any) -> None:
+    parser = _command(commands, "chat", _chat, "talk with a model, in a terminal or for one message")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria, which ships with puna)"
+    )
+    parser.add_argument(
+        "-m", "--message", metavar="TEXT", help="answer this and exit; without a terminal, read from stdin"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    _add_making(parser)
+
+
+def _add_complete(commands: Any) -> None:
+    parser = _command(commands, "complete", _complete, "continue a text")
+    parser.add_argument("text", metavar="TEXT", help="the text; - reads it from stdin")
+    parser.add_argument("--model", metavar="MODEL", help="directory or hub id (default: cria, which ships with puna)")
+    _add_making(parser)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(commands, "convert", _convert, "write a checkpoint in Hugging Face's or Meta's layout")
+    parser.add_argument("source", metavar="SRC", help="directory or hub id of a checkpoint in either layout")
+    parser.add_argument("destination", metavar="DST", type=Path, help="directory to make")
+    parser.add_argument("--to", required=True, choices=("hf", "meta"), help="the layout to write")
+    parser.add_argument("--shards", type=int, default=1, metavar="N", help="files of a Meta checkpoint (default 1)")
+
+
+def _add_params(commands: Any) -> None:
+    parser = _command(commands, "params", _params, "count parameters: in total, per token, and by part")
+    parser.add_argument(
+        "model", metavar="MODEL", help="scout, maverick, guard4, cria, or the directory of a checkpoint"
+    )
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(commands, "train", _train, "train a model as a recipe says, or go on where it stopped")
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/cria.toml")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
+    """Adds what says on which machine and how an answer is made."""
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as stored)")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
+    )
+    for name, (kind, text) in _SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
+
+
+# Commands ---------------------------------------------------------------------------------------------------------
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from puna.prompt.message import ImagePart, Message, TextPart
+
+    interactive = arguments.message is None and sys.stdin.isatty()
+    if interactive and arguments.json:
+        raise PromptError("--json answers one message: give it with --message TEXT, or on standard input")
+    images = _images(arguments.image)
+    text = None if interactive else _message_text(arguments.message)
+    assistant = _assistant(arguments.model, arguments)
+    if text is None:
+        _converse(assistant, arguments, images)
+        return
+    messages = [] if arguments.system is None else [Message("system", (TextPart(arguments.system),))]
+    messages.append(Message("user", (*map(ImagePart, images), TextPart(text))))
+    _reply(assistant, messages, arguments)
+
+
+def _reply(assistant: "Assistant", messages: "Sequence[Message]", arguments: argparse.Namespace) -> None:
+    options = _options(arguments)
+    if arguments.json:
+        response = assistant.respond(messages, **options)
+        _print_response(response, arguments, lambda answer: {"message": answer.message.to_dict()})
+    else:
+        _print_stream(assistant.stream_chat(messages, **options))
+
+
+def _converse(assistant: "Assistant", arguments: argparse.Namespace, images: Sequence[Any]) -> None:
+    from puna.terminal import Conversation, Screen, converse
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  gives `input` line editing and history
+
+    screen = Screen.on(sys.stdout)
+    screen.note(f"{_model_name(arguments.model)}: type a message, drop a picture, or /help")
+    converse(
+        Conversation(assistant, screen, system=arguments.system, images=images, options=_options(arguments)), screen
+    )
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    text = _standard_input() if arguments.text == "-" else arguments.text
+    images = _images(arguments.image)
+    assistant = _assistant(arguments.model, arguments)
+    options = _options(arguments)
+    if arguments.json:
+        response = assistant.extend(text, images, **options)
+        _print_response(response, arguments, lambda answer: {"text": answer.text})
+    else:
+        _print_stream(assistant.stream_complete(text, images, **options))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from puna.weights import checkpoint, hub
+
+    source, destination = hub.resolve(arguments.source), arguments.destination
+    checkpoint.convert(source, destination, arguments.to, arguments.shards, _progress("converting"))
+    n_bytes = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    document = {"source": str(source), "destination": str(destination), "layout": arguments.to, "bytes": n_bytes}
+    _print(document, arguments, f"{destination}: {n_bytes / 1e9:.3f} GB in the layout of {arguments.to}")
+
+
+def _params(arguments: argparse.Namespace) -> None:
+    from puna.model.count import count_parameters
+    from puna.presets import PRESETS
+    from puna.weights.checkpoint import open_config
+
+    config = PRESETS.get(arguments.model)
+    if config is None:
+        if not Path(arguments.model).is_dir():
+            raise ConfigError(f"MODEL is {arguments.model!r}: neither a directory nor one of {', '.join(PRESETS)}")
+        config = open_config(Path(arguments.model))
+    count = count_parameters(config)
+    document = {"model": arguments.model, "total": count.total, "activated": count.activated, "parts": count.parts()}
+    rows = [("total", count.total), ("activated", count.activated), *count.parts().items()]
+    _print(document, arguments, "\n".join(f"{name.replace('_', ' '):15} {n:>19,}  {_short(n):>9}" for name, n in rows))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from puna.train import loop, recipe
+
+    read = recipe.read(arguments.recipe, arguments.set)
+    folder = arguments.folder or Path("runs", arguments.recipe.stem)
+    outcome = loop.train(read, folder, lambda line: print(line, file=sys.stderr, flush=True))
+    document = {"run": str(folder), "step": outcome.step, "finished": outcome.finished}
+    state = "finished" if outcome.finished else "paused; the same command goes on"
+    _print(document, arguments, f"{folder}: step {outcome.step}, {state}")
+
+
+# What commands share ----------------------------------------------------------------------------------------------
+
+
+def _model_name(named: str | None) -> str:
+    return named or os.environ.get("PUNA_MODEL") or "cria"
+
+
+def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
+    from puna.chat import load
+
+    return load(
+        _model_name(named),
+        dtype=arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
+        device=arguments.device or os.environ.get("PUNA_DEVICE") or None,
+        progress=_progress("loading"),
+    )
+
+
+def _options(arguments: argparse.Namespace) -> "Options":
+    """Returns the options that were given; the others keep their defaults."""
+    given = {name: value for name in (*_SAMPLING, "stop") if (value := getattr(arguments, name)) is not None}
+    return given  # type: ignore[return-value]
+
+
+def _images(paths: Sequence[str]) -> list[Any]:
+    from puna.prompt.message import open_image
+
+    return [open_image(Path(path), where=f"--image {path}") for path in paths]
+
+
+def _message_text(message: str | None) -> str:
+    text = _standard_input() if message is None else message
+    if not text.strip():
+        raise PromptError("--message is empty: give a text, or write one to standard input")
+    return text
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is no {error.encoding} text: convert it first") from error
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Returns a function that shows how far it is on standard error, if somebody looks at it."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            line = f"{what} {done / 1e9:.2f} of {total / 1e9:.2f} GB" if done < total else ""
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _print(document: dict[str, Any], arguments: argparse.Namespace, text: str) -> None:
+    print(json.dumps(document, ensure_ascii=False) if arguments.json else text)
+
+
+def _print_stream(texts: Iterable[str]) -> None:
+    """Prints an answer as it is made. A terminal is shown control characters instead of obeying them."""
+    from puna.terminal import Screen
+
+    say = Screen(sys.stdout).say if sys.stdout.isatty() else sys.stdout.write
+    for text in texts:
+        say(text)
+        sys.stdout.flush()
+    print()
+
+
+def _print_response(
+    response: "Response", arguments: argparse.Namespace, content: "Callable[[Answer], dict[str, Any]]"
+) -> None:
+    (answer,) = response.answers
+    usage, timings = response.usage, response.timings
+    document = {
+        "model": _model_name(arguments.model),
+        **content(answer),
+        "finish": answer.finish,
+        "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+        "timings": {
+            "first_token_seconds": round(timings.first_token_seconds, 4),
+            "total_seconds": round(timings.total_seconds, 4),
+            "tokens_per_second": round(timings.tokens_per_second(usage), 2),
+        },
+    }
+    print(json.dumps(document, ensure_ascii=False))
+
+
+def _short(n: int) -> str:
+    for size, letter in ((10**9, "B"), (10**6, "M")):
+        if n >= size:
+            return f"{n / size:.2f} {letter}"
+    return str(n)

@@ -1,0 +1,181 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import puna
+from puna.chat import Assistant, Piece, Timings, Usage, _answer, load
+from puna.engine.request import TokenLogprobs
+from puna.errors import ConfigError, DeviceError, PromptError
+from puna.model.mask import Packed
+from puna.prompt.message import Message, TextPart, Tool, ToolCall
+from tests.reference.tiny import random_model, tiny_config, write_tiny_checkpoint
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = Tool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+    torch.set_num_threads(1)
+    return load(write_tiny_checkpoint(tmp_path_factory.mktemp("tiny")), device="cpu")
+
+
+def picture() -> Image.Image:
+    return Image.new("RGB", (40, 20), "red")
+
+
+def test_load_comes_with_the_package_without_importing_torch_before() -> None:
+    assert puna.load is load
+    with pytest.raises(AttributeError, match="nothing"):
+        puna.nothing  # noqa: B018
+
+
+def test_chat_returns_a_message_of_the_assistant(assistant: Assistant) -> None:
+    reply = assistant.chat(HELLO, max_new_tokens=5, seed=1)
+    assert isinstance(reply, Message)
+    assert (reply.role, reply.tool_calls) == ("assistant", ())
+    assert reply == assistant.chat([Message("user", (TextPart("Hello"),))], max_new_tokens=5, seed=1)
+
+
+def test_several_answers_differ_and_each_equals_the_one_of_its_seed(assistant: Assistant) -> None:
+    several = assistant.chat(HELLO, max_new_tokens=8, seed=1, n=3, temperature=2.0)
+    assert several == [assistant.chat(HELLO, max_new_tokens=8, seed=s, temperature=2.0) for s in (1, 2, 3)]
+    texts = assistant.complete("ab", max_new_tokens=8, seed=1, n=2, temperature=2.0)
+    assert len(set(texts)) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_streamed_text_equals_the_whole(assistant: Assistant, seed: int) -> None:
+    reply = assistant.chat(HELLO, max_new_tokens=30, seed=seed, temperature=1.5)
+    assert isinstance(reply, Message)
+    assert "".join(assistant.stream_chat(HELLO, max_new_tokens=30, seed=seed, temperature=1.5)) == reply.text
+    whole = assistant.complete("ab", [picture()], max_new_tokens=30, seed=seed)
+    assert "".join(assistant.stream_complete("ab", [picture()], max_new_tokens=30, seed=seed)) == whole
+
+
+def test_a_stop_string_ends_the_answer_before_itself(assistant: Assistant) -> None:
+    plain = assistant.extend("ab", max_new_tokens=60, seed=3, temperature=1.5).answers[0]
+    stop = plain.text[9:12]
+    stopped = assistant.extend("ab", max_new_tokens=60, seed=3, temperature=1.5, stop=stop).answers[0]
+    assert stopped.text == plain.text[: plain.text.index(stop)]
+    assert stopped.finish == "stop"
+    assert len(stopped.ids) < len(plain.ids)
+
+
+def test_a_stop_string_ends_only_its_own_sample(assistant: Assistant) -> None:
+    plain = assistant.extend("ab", max_new_tokens=40, seed=3, n=3, temperature=1.5).answers
+    stop = plain[1].text[5:9]
+    stopped = assistant.extend("ab", max_new_tokens=40, seed=3, n=3, temperature=1.5, stop=[stop]).answers
+    assert [answer.text for answer in stopped] == [answer.text.split(stop)[0] for answer in plain]
+
+
+def test_logits_are_those_of_a_forward_without_a_cache(assistant: Assistant) -> None:
+    prompt = assistant.prompt([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
+    assert prompt.tiles is not None
+    ids, model = torch.tensor(prompt.ids), assistant.model
+    logits = assistant.logits(prompt.ids, prompt.tiles)
+    store = Packed.single(model.config.text, len(ids))
+    expected = model(ids, torch.arange(len(ids)), store, model.embed_tiles(prompt.tiles))
+    # Sums in another order, in float32.
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert logits.shape == (len(ids), assistant.config.text.vocab_size)
+    assert logits.dtype == torch.float32
+
+
+def test_padding_rows_of_the_vocabulary_and_patch_tokens_are_never_written(assistant: Assistant) -> None:
+    # So hot that all 272 rows are equally probable.
+    answers = assistant.extend("ab", n=20, max_new_tokens=200, temperature=1e9, top_p=1.0, seed=1).answers
+    written = {id_ for answer in answers for id_ in answer.ids}
+    assert len(written) > 200
+    assert not written & {271, assistant.config.patch_id}
+
+
+def test_a_prompt_that_leaves_the_context_is_refused_before_anything_runs(assistant: Assistant) -> None:
+    for call in (assistant.stream_chat, assistant.chat, assistant.respond):
+        with pytest.raises(PromptError, match="context of 512"):
+            call([{"role": "user", "content": "x" * 600}])
+    with pytest.raises(PromptError, match="max_new_tokens 600"):
+        assistant.stream_complete("x", max_new_tokens=600)
+
+
+def test_a_text_model_refuses_a_picture(tmp_path: Path) -> None:
+    reader = load(write_tiny_checkpoint(tmp_path / "text", vision=False), device="cpu")
+    with pytest.raises(PromptError, match="no vision tower"):
+        reader.chat([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
+    assert isinstance(reader.chat(HELLO, max_new_tokens=2), Message)
+
+
+def test_wrong_settings_are_named(assistant: Assistant) -> None:
+    with pytest.raises(PromptError, match="temperature is -1"):
+        assistant.chat(HELLO, temperature=-1)
+    with pytest.raises(PromptError, match="n is 2: a stream"):
+        assistant.stream_chat(HELLO, n=2)
+    with pytest.raises(PromptError, match="n is 0"):
+        assistant.chat(HELLO, n=0)
+    with pytest.raises(PromptError, match="stop"):
+        assistant.chat(HELLO, stop="")
+    with pytest.raises(PromptError, match="messages is empty"):
+        assistant.chat([])
+    with pytest.raises(TypeError, match="temprature"):
+        assistant.chat(HELLO, temprature=1)  # type: ignore[call-arg]
+
+
+def test_respond_reports_finish_usage_and_logprobs(assistant: Assistant) -> None:
+    response = assistant.respond(HELLO, max_new_tokens=6, seed=1, n=2, logprobs=3)
+    assert response.usage == Usage(
+        prompt_tokens=len(assistant.prompt(HELLO).ids),
+        completion_tokens=sum(len(answer.ids) for answer in response.answers),
+    )
+    for answer in response.answers:
+        assert len(answer.logprobs) == len(answer.ids)
+        assert all(isinstance(entry, TokenLogprobs) and len(entry.top) == 3 for entry in answer.logprobs)
+        assert answer.finish == ("length" if len(answer.ids) == 6 else "stop")
+
+
+def test_timings_come_from_the_clock_that_is_given(assistant: Assistant) -> None:
+    ticking: Iterator[int] = count()
+    timed = Assistant(assistant.model, assistant.tokenizer, clock=lambda: float(next(ticking)))
+    response = timed.extend("ab", max_new_tokens=4, seed=1)
+    assert response.timings == Timings(first_token_seconds=1.0, total_seconds=2.0)
+    assert response.timings.tokens_per_second(response.usage) == response.usage.completion_tokens - 1
+
+
+def test_tools_are_in_the_prompt_and_their_calls_are_read_back(assistant: Assistant) -> None:
+    def told(**options: str) -> str:
+        return assistant.tokenizer.decode(assistant.prompt(HELLO, [TOOL.to_dict()], **options).ids)  # type: ignore[arg-type]
+
+    assert "Adds." in told().split("user")[0]
+    assert "Adds." in told(tools_in="user").split("user", 1)[1]
+    assert told(tool_style="json") != told()
+    pieces = [Piece(0, "[add(a=1", 1, None, None), Piece(0, ")]", 2, None, "stop")]
+    assert _answer(pieces, [TOOL]).message.tool_calls == (ToolCall("add", {"a": 1}),)
+    assert _answer(pieces, []).message == Message("assistant", (TextPart("[add(a=1)]"),))
+
+
+def test_load_names_what_it_cannot_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quantize is 'int4': not available yet"):
+        load(tmp_path, quantize="int4")
+    with pytest.raises(ConfigError, match="dtype is 'int3'"):
+        load(tmp_path, dtype="int3")
+    with pytest.raises(DeviceError, match="device is 'abacus'"):
+        load(tmp_path, device="abacus")
+
+
+def test_load_makes_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+    model = load(write_tiny_checkpoint(tmp_path / "tiny"), device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}
+    assert isinstance(model.chat(HELLO, max_new_tokens=3), Message)
+    assert model.logits([1, 2]).dtype == torch.float32
+
+
+def test_a_foreign_tokenizer_is_refused(assistant: Assistant) -> None:
+    with pytest.raises(ConfigError, match="tokenizer has 271 tokens, the model 64"):
+        Assistant(random_model(tiny_config()), assistant.tokenizer)
+    other = replace(assistant.config, patch_id=1)
+    with pytest.raises(ConfigError, match="as 268, the model as 1"):
+        Assistant(random_model(other), assistant.tokenizer)
