@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_params(commands)
     _add_train(commands)
+    _add_eval(commands)
     return parser
 
 
@@ -152,18 +153,34 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
 
 
+def _add_eval(commands: Any) -> None:
+    parser = _command(commands, "eval", _eval, "measure what a model can do")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
+    parser.add_argument("--task", required=True, choices=("held_out",), help="held_out: what cria's training held out")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="folder of the task's data, such as corpus/cria"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="items of each set and language (default: all)")
+    _add_machine(parser)
+
+
 def _add_making(parser: argparse.ArgumentParser) -> None:
     """Adds what says on which machine and how an answer is made."""
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
-    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as stored)")
+    _add_machine(parser)
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
     )
     for name, (kind, text) in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """Adds where a model runs and in which numbers."""
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as stored)")
 
 
 # Commands ---------------------------------------------------------------------------------------------------------
@@ -255,6 +272,31 @@ def _train(arguments: argparse.Namespace) -> None:
     document = {"run": str(folder), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "paused; the same command goes on"
     _print(document, arguments, f"{folder}: step {outcome.step}, {state}")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from puna.eval import held_out
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit is {arguments.limit}: give 1 or more, or leave it out for all items")
+    assistant = _assistant(arguments.model, arguments)
+    record = held_out.measure(
+        assistant,
+        arguments.data / "held_out.jsonl",
+        limit=arguments.limit,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    rows = ["set              language      n   exact  without picture"]
+    for name, languages in record.exactness.items():
+        rows += [
+            f"{name:16} {language:8} {e.n:6} {e.share:7.1%} {e.right_without_picture / e.n:16.1%}"
+            for language, e in sorted(languages.items())
+        ]
+    for name, texts in record.compression.items():
+        for language, c in sorted(texts.items()):
+            blind = c.bits_without_picture / c.n_bytes
+            rows.append(f"{name:16} {language:8} {c.n:6} {c.bits_per_byte:7.3f} {blind:16.3f}  bits per byte")
+    _print({"model": _model_name(arguments.model)} | record.to_json(), arguments, "\n".join(rows))
 
 
 # What commands share ----------------------------------------------------------------------------------------------
