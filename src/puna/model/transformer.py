@@ -59,7 +59,10 @@ class Llama(nn.Module):
         super().__init__()
         text = config.text
         self.config = config
-        self.embedding = nn.Embedding(text.vocab_size, text.width)
+        table = torch.empty(
+            text.vocab_size, text.width
+        )  # ready-made, or nn.Embedding would fill it with random numbers
+        self.embedding = nn.Embedding(text.vocab_size, text.width, _weight=table)
         self.layers = nn.ModuleList(Block(text, layer) for layer in range(text.n_layers))
         self.norm = RMSNorm(text.width, text.norm_eps)
         self.head = nn.Linear(text.width, text.vocab_size, bias=False)

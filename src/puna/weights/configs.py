@@ -107,6 +107,48 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
+def to_hf_companions(config: LlamaConfig) -> dict[str, dict[str, Any]]:
+    """Returns the small files that transformers wants beside `config.json`, by name: how to generate and cut pictures.
+
+    Generation defaults are those Llama 4 was released with. Source: transformers `processing_llama4.py` and
+    `image_processing_llama4.py`.
+    """
+    generation = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": list(config.stop_ids),
+        "pad_token_id": config.pad_id,
+    }
+    if config.vision is None:
+        return {"generation_config.json": generation}
+    vision = config.vision
+    return {
+        "generation_config.json": generation,
+        "preprocessor_config.json": {
+            "image_processor_type": "Llama4ImageProcessor",
+            "processor_class": "Llama4Processor",
+            "size": {"height": vision.tile_size, "width": vision.tile_size},
+            "max_patches": vision.max_tiles,
+            "resize_to_max_canvas": False,
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "resample": 2,
+        },
+        "processor_config.json": {
+            "processor_class": "Llama4Processor",
+            "patch_size": vision.patch_size,
+            "pixel_shuffle_ratio": vision.shuffle_ratio,
+        },
+    }
+
+
 def from_meta(params: Json) -> LlamaConfig:
     """Reads a parsed `params.json`.
 
