@@ -1,0 +1,255 @@
+"""Muon for matrices and AdamW for everything else, over float32 master weights, and the learning-rate schedule.
+
+In: the gradients on a model's parameters, of whatever dtype. Out: new parameters, the rounded masters. The state is the
+masters and moments; the learning rate is a pure function of the step. Matrices of one shape are updated together.
+
+Sources: Muon, K. Jordan et al. 2024, "Muon: an optimizer for hidden layers" (momentum, Newton-Schulz coefficients);
+scale of its updates, "Muon is Scalable for LLM Training" (arXiv 2502.16982, eq. 4), by which it shares AdamW's learning
+rate and weight decay; AdamW, arXiv 1711.05101; warm-up, stable, decay: MiniCPM (arXiv 2404.06395, section 4).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from puna.errors import WeightsError
+from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of one iteration a x + b x^3 + c x^5 on the singular values. Source: K. Jordan et al. 2024."""
+
+NEWTON_SCHULZ_STEPS = 5
+
+UPDATE_RMS = 0.2
+"""Root mean square of a Muon update at learning rate 1, about that of AdamW. Source: arXiv 2502.16982."""
+
+NOT_MATRICES = ("embedding.weight", "head.weight", "moe.router.weight", "vision.positions", "vision.patch.weight")
+"""Endings of two-dimensional parameters that AdamW updates: tables of rows, and the router, whose rows are experts."""
+
+
+def learning_rate(schedule: ScheduleRecipe, step: int) -> float:
+    """Returns the share of the peak learning rate at `step`, from 0: linear warm-up, then 1, then linear decay."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    left = schedule.steps - step
+    if left > schedule.decay_steps:
+        return 1.0
+    share = max(left, 0) / max(schedule.decay_steps, 1)
+    return schedule.final_fraction + (1 - schedule.final_fraction) * share
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon updates the parameter: a linear map [out in] or a stack of experts [E out in]."""
+    return parameter.dim() >= 2 and not name.endswith(NOT_MATRICES)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Returns about U V^T, bfloat16, of each matrix U S V^T in `matrices` [M rows columns], by Newton-Schulz."""
+    a, b, c = NEWTON_SCHULZ
+    rows, columns = matrices.shape[-2:]
+    x = matrices.mT if rows > columns else matrices
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()  # M short long
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.mT  # M short short
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if rows > columns else x
+
+
+class Slice(NamedTuple):
+    """Matrices first to first + n of a stack are those of parameter `name`."""
+
+    name: str
+    first: int
+    n: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Stack:
+    """All Muon matrices of one shape: master and momentum, float32 [M rows columns]."""
+
+    slices: tuple[Slice, ...]
+    master: Tensor
+    momentum: Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """AdamW's parameters that share a learning rate and a weight decay; float32, in the order of `names`."""
+
+    names: tuple[str, ...]
+    lr_scale: float
+    weight_decay: float
+    master: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+
+
+class Optimizer:
+    """Updates the parameters of one model in place. Reads their `.grad` and clears it."""
+
+    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], recipe: OptimizerRecipe) -> None:
+        """The masters start as the parameters, which then become their rounded images: pass them in float32 first, and
+        change their dtype with `cast` afterwards."""
+        self.recipe = recipe
+        self.parameters = dict(parameters)
+        self.step_count = 0
+        matrices = {n: p for n, p in self.parameters.items() if is_matrix(n, p)}
+        self.stacks = _stacks(matrices)
+        self.groups = _groups({n: p for n, p in self.parameters.items() if n not in matrices}, recipe)
+
+    @torch.no_grad()
+    def step(self, lr_share: float) -> Tensor:
+        """Applies one update at `lr_share` of the peak learning rate; returns the norm of all gradients, unclipped.
+
+        Gradients are clipped to `clip_norm` together. A parameter without a gradient counts as having a zero one. When
+        the norm is not finite nothing is changed.
+        """
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.parameters.items()}
+        norm: Tensor = torch.stack(
+            [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values()]
+        ).norm()
+        if not torch.isfinite(norm):
+            return norm
+        scale = float((self.recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        self.step_count += 1
+        lr = self.recipe.lr * lr_share
+        for stack in self.stacks:
+            self._muon(stack, gradients, scale, lr)
+        for group in self.groups:
+            self._adamw(group, gradients, scale, lr)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns masters, moments and the step count; the tensors are the live ones, not copies."""
+        return {
+            "step_count": self.step_count,
+            "stacks": [
+                {"slices": list(map(tuple, s.slices)), "master": s.master, "momentum": s.momentum} for s in self.stacks
+            ],
+            "groups": [
+                {"names": list(g.names), "master": g.master, "first": g.first, "second": g.second} for g in self.groups
+            ],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a `state_dict` and sets the parameters. Raises WeightsError when it is of another model."""
+        if not self._fits(state):
+            raise WeightsError("optimizer state: of another model; start a new run or give the recipe it was made with")
+        self.step_count = state["step_count"]
+        for stack, saved in zip(self.stacks, state["stacks"], strict=True):
+            stack.master.copy_(saved["master"])
+            stack.momentum.copy_(saved["momentum"])
+        for group, saved in zip(self.groups, state["groups"], strict=True):
+            for name in ("master", "first", "second"):
+                torch._foreach_copy_(getattr(group, name), saved[name])
+        self.write_parameters()
+
+    @torch.no_grad()
+    def write_parameters(self) -> None:
+        """Sets every parameter to its master, rounded to the parameter's dtype."""
+        for stack in self.stacks:
+            self._write_stack(stack)
+        for group in self.groups:
+            torch._foreach_copy_([self.parameters[n] for n in group.names], group.master)
+
+    def masters(self) -> dict[str, Tensor]:
+        """Returns the float32 weights by parameter name, in the shape of the parameters."""
+        found = {n: m for group in self.groups for n, m in zip(group.names, group.master, strict=True)}
+        for stack in self.stacks:
+            for part in stack.slices:
+                rows = stack.master[part.first : part.first + part.n]
+                found[part.name] = rows.reshape(self.parameters[part.name].shape)
+        return {name: found[name] for name in self.parameters}
+
+    def _muon(self, stack: Stack, gradients: Mapping[str, Tensor], scale: float, lr: float) -> None:
+        shape = stack.master.shape[1:]
+        gradient = torch.cat([gradients[s.name].reshape(-1, *shape) for s in stack.slices]).float().mul_(scale)
+        stack.momentum.lerp_(gradient, 1 - self.recipe.momentum)
+        update = orthogonalise(gradient.lerp_(stack.momentum, self.recipe.momentum))  # Nesterov
+        stack.master.mul_(1 - lr * self.recipe.weight_decay)
+        stack.master.add_(update, alpha=-lr * UPDATE_RMS * max(shape) ** 0.5)
+        self._write_stack(stack)
+
+    def _write_stack(self, stack: Stack) -> None:
+        for part in stack.slices:
+            parameter = self.parameters[part.name]
+            parameter.copy_(stack.master[part.first : part.first + part.n].reshape(parameter.shape))
+
+    def _adamw(self, group: Group, gradients: Mapping[str, Tensor], scale: float, lr: float) -> None:
+        beta1, beta2 = self.recipe.beta1, self.recipe.beta2
+        own = [gradients[n].float() * scale for n in group.names]
+        torch._foreach_lerp_(group.first, own, 1 - beta1)
+        torch._foreach_mul_(group.second, beta2)
+        torch._foreach_addcmul_(group.second, own, own, 1 - beta2)
+        divisors = torch._foreach_sqrt(group.second)
+        torch._foreach_div_(divisors, (1 - beta2**self.step_count) ** 0.5)
+        torch._foreach_add_(divisors, self.recipe.eps)
+        rate = lr * group.lr_scale
+        torch._foreach_mul_(group.master, 1 - rate * group.weight_decay)
+        torch._foreach_addcdiv_(group.master, group.first, divisors, -rate / (1 - beta1**self.step_count))
+        torch._foreach_copy_([self.parameters[n] for n in group.names], group.master)
+
+    def _fits(self, state: Mapping[str, Any]) -> bool:
+        stacks = [([tuple(s) for s in saved["slices"]], tuple(saved["master"].shape)) for saved in state["stacks"]]
+        own_stacks = [([tuple(s) for s in stack.slices], tuple(stack.master.shape)) for stack in self.stacks]
+        groups = [(list(saved["names"]), [tuple(m.shape) for m in saved["master"]]) for saved in state["groups"]]
+        own_groups = [(list(group.names), [tuple(m.shape) for m in group.master]) for group in self.groups]
+        return stacks == own_stacks and groups == own_groups
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Changes the dtype of all parameters in place; the parameter objects stay the same."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _stacks(matrices: Mapping[str, Tensor]) -> list[Stack]:
+    """Groups matrices by shape. Gate and up of an expert, stored as one [2F D], are two maps: orthogonalised apart."""
+    by_shape: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
+    for name, parameter in matrices.items():
+        halves = 2 if name.endswith("gate_up") else 1
+        rows = parameter.detach().float().reshape(-1, parameter.shape[-2] // halves, parameter.shape[-1])
+        by_shape.setdefault((rows.shape[1], rows.shape[2]), []).append((name, rows))
+    stacks = []
+    for parts in by_shape.values():
+        slices, first = [], 0
+        for name, rows in parts:
+            slices.append(Slice(name, first, len(rows)))
+            first += len(rows)
+        master = torch.cat([rows for _, rows in parts])
+        stacks.append(Stack(slices=tuple(slices), master=master, momentum=torch.zeros_like(master)))
+    return stacks
+
+
+def _groups(parameters: Mapping[str, Tensor], recipe: OptimizerRecipe) -> list[Group]:
+    """Tables and patch weights decay; gains, biases and routers do not."""
+    by_kind: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
+    for name, parameter in parameters.items():
+        decay = recipe.weight_decay if name.endswith(("head.weight", "vision.patch.weight")) else 0.0
+        by_kind.setdefault((_lr_scale(name, recipe), decay), []).append((name, parameter.detach().float().clone()))
+    return [
+        Group(
+            names=tuple(name for name, _ in parts),
+            lr_scale=lr_scale,
+            weight_decay=decay,
+            master=[master for _, master in parts],
+            first=[torch.zeros_like(master) for _, master in parts],
+            second=[torch.zeros_like(master) for _, master in parts],
+        )
+        for (lr_scale, decay), parts in by_kind.items()
+    ]
+
+
+def _lr_scale(name: str, recipe: OptimizerRecipe) -> float:
+    scales = {
+        "embedding.weight": recipe.embedding_lr_scale,
+        "head.weight": recipe.head_lr_scale,
+        "moe.router.weight": recipe.router_lr_scale,
+    }
+    return next((scale for ending, scale in scales.items() if name.endswith(ending)), 1.0)

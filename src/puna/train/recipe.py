@@ -1,0 +1,235 @@
+"""A training run as data: frozen values read from a TOML file, with overrides from the command line.
+
+In: the text of a recipe and `table.key=value` overrides. Out: a checked `Recipe`, and its digest, by which a checkpoint
+recognises the run that it belongs to. It does not know what the values do: each package reads its own table.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from puna.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe:
+    """Which model: `preset` names one of `puna.presets`, or ends in `.json`: a Hugging Face configuration file."""
+
+    preset: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRecipe:
+    """Documents (JSON lines), where their tokenised store lies, and how often each source is seen in an epoch.
+
+    A source that `passes` does not name is seen once. `held_out` may be empty: then nothing is measured at the end.
+    """
+
+    documents: str
+    held_out: str
+    tokenizer: str
+    store: str
+    seed: int
+    passes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for source, passes in self.passes.items():
+            _require(passes >= 0, f"data.passes.{source}", passes, "zero (never seen) or positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRecipe:
+    """The fixed shape of a batch: `rows` of `row_len` tokens and room for `tiles`, packed from `window` documents.
+
+    A step sums the gradients of `accumulate` batches.
+    """
+
+    rows: int
+    row_len: int
+    tiles: int
+    window: int
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "row_len", "window", "accumulate"):
+            _require(getattr(self, name) > 0, f"batch.{name}", getattr(self, name), "positive")
+        _require(self.tiles >= 0, "batch.tiles", self.tiles, "zero or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerRecipe:
+    """Constants of Muon and AdamW. Both share `lr`; embedding, head and router may scale it."""
+
+    lr: float
+    embedding_lr_scale: float = 1.0
+    head_lr_scale: float = 1.0
+    router_lr_scale: float = 1.0
+    weight_decay: float
+    momentum: float
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleRecipe:
+    """Warm-up, stable, decay: `decay_steps` at the end fall linearly to `final_fraction` of the learning rate."""
+
+    steps: int
+    warmup_steps: int
+    decay_steps: int
+    final_fraction: float
+
+    def __post_init__(self) -> None:
+        _require(self.steps > 0, "schedule.steps", self.steps, "positive")
+        both = self.warmup_steps + self.decay_steps
+        _require(both <= self.steps, "schedule.warmup_steps + decay_steps", both, f"at most the {self.steps} steps")
+        _require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "within 0..1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossRecipe:
+    """Coefficients of the router's losses, and how many rows of logits exist at a time."""
+
+    balance: float
+    z: float = 0.0
+    chunk: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeRecipe:
+    """How the sums are done. Part of the digest: another number of threads adds in another order."""
+
+    dtype: str
+    compile: bool
+    threads: int
+
+    def __post_init__(self) -> None:
+        _require(self.dtype in ("bfloat16", "float32"), "compute.dtype", self.dtype, '"bfloat16" or "float32"')
+        _require(self.threads > 0, "compute.threads", self.threads, "positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecipe:
+    """When the state is written: at whichever comes first. Zero means never for that reason. Not part of the digest."""
+
+    every_steps: int = 0
+    every_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training run, whole."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    batch: BatchRecipe
+    optimizer: OptimizerRecipe
+    schedule: ScheduleRecipe
+    loss: LossRecipe
+    compute: ComputeRecipe
+    checkpoint: CheckpointRecipe = CheckpointRecipe()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits; equal for two recipes that train the same weights from the same files."""
+        tables = self.to_dict()
+        del tables["checkpoint"]
+        return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe in the TOML file `path`, changed by `overrides` such as `schedule.steps=100`.
+
+    Raises ConfigError naming the field, its value and the remedy: for a missing file, text that is not TOML, an unknown
+    or missing key, a value of the wrong kind or outside its range.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"recipe {file}: no such file; give the path of a recipe such as recipes/cria.toml")
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {file}: not TOML ({error}); correct the file") from error
+    for text in overrides:
+        override(tables, text)
+    return from_dict(tables)
+
+
+def from_dict(tables: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe that nested `tables` describe. Raises ConfigError as `read` does."""
+    recipe = _build(Recipe, tables, "")
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def override(tables: dict[str, Any], text: str) -> None:
+    """Sets one value in nested `tables` from `table.key=value`; the value is TOML, or else taken as a string."""
+    name, equals, value = text.partition("=")
+    path = [part.strip() for part in name.split(".")]
+    if not equals or not all(path):
+        raise ConfigError(f"override {text!r}: not of the form table.key=value; write for example schedule.steps=100")
+    for part in path[:-1]:
+        tables = tables.setdefault(part, {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"override {text!r}: {part} is a value, not a table; name a key of a table")
+    tables[path[-1]] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: type, table: Any, path: str) -> Any:
+    """Returns a dataclass of `kind` from `table`; `path` is its name in messages, empty for the whole recipe."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{path}: {table!r} is not a table; write it as [{path}]")
+    hints = get_type_hints(kind)
+    prefix = f"{path}." if path else ""
+    for key in table:
+        if key not in hints:
+            near = get_close_matches(key, hints, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"{prefix}{key}: unknown key (value {table[key]!r}); {remedy}")
+    values = {key: _value(hints[key], value, prefix + key) for key, value in table.items()}
+    optional = {f.name for f in fields(kind) if _has_default(f)}
+    missing = [name for name in hints if name not in values and name not in optional]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]}: missing; add it to the recipe")
+    return kind(**values)
+
+
+def _has_default(item: Any) -> bool:
+    return item.default is not MISSING or item.default_factory is not MISSING
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _build(kind, value, path)
+    if get_origin(kind) is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: {value!r} is not a table; write it as [{path}]")
+        return {str(key): _value(get_args(kind)[1], item, f"{path}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{path}: {value!r} is not of the right kind; give a {kind.__name__}")
+    return value
+
+
+def _require(good: bool, name: str, value: object, remedy: str) -> None:
+    if not good:
+        raise ConfigError(f"{name}: {value!r} is not possible; it must be {remedy}")

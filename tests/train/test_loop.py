@@ -1,0 +1,158 @@
+"""A run that is killed, paused or crashes ends with the same bits as one that is left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puna.errors import ConfigError, PunaError
+from puna.train.loop import LOG, model_config, train
+from puna.train.recipe import from_dict
+from puna.train.state import CHECKPOINT
+from puna.weights.checkpoint import load
+
+RUNNER = """
+import json, sys
+from puna.train.loop import train
+from puna.train.recipe import from_dict
+train(from_dict(json.loads(sys.argv[1])), sys.argv[2], lambda line: None)
+"""
+
+
+@pytest.fixture(autouse=True)
+def deterministic_only_here() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    a, b = (torch.load(path / CHECKPOINT, weights_only=True) for path in (one, other))
+    assert (a["step"], a["data"], a["tokens"]) == (b["step"], b["data"], b["tokens"])
+    pairs = list(zip(tensors(a["optimizer"]), tensors(b["optimizer"]), strict=True))
+    assert len(pairs) > 50 and all(x.equal(y) for x, y in pairs)
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "uninterrupted"
+
+
+def reference(tables: dict[str, Any], run: Path) -> Path:
+    """Trains without interruption, once for all tests here."""
+    if not run.exists():
+        assert train(from_dict(tables), run, lambda line: None).finished
+    return run
+
+
+def test_a_run_logs_each_step_and_leaves_a_model_that_loads(tables: dict[str, Any], uninterrupted: Path) -> None:
+    run = reference(tables, uninterrupted)
+    steps = losses(run)
+    assert [step for step, _, _ in steps] == list(range(1, 9)) and steps[-1][1] < steps[0][1]
+    recipe = from_dict(tables)
+    state = torch.load(run / CHECKPOINT, weights_only=True)
+    model = load(run / "model")
+    assert model.config == model_config(recipe)
+    names = [name for group in state["optimizer"]["groups"] for name in group["names"]]
+    masters = [master for group in state["optimizer"]["groups"] for master in group["master"]]
+    trained = dict(model.named_parameters())
+    for name, master in zip(names, masters, strict=True):
+        assert trained[name].detach().equal(master.bfloat16())
+    scores = json.loads((run / "held_out.json").read_text(encoding="utf-8"))
+    assert set(scores) == {"all", "seen/text", "seen/picture", "seen/chat"} and scores["all"]["documents"] == 4
+    assert scores["all"]["bytes"] == sum(part["bytes"] for name, part in scores.items() if name != "all")
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_crash_between_two_checkpoints_changes_nothing(
+    tables: dict[str, Any], uninterrupted: Path, tmp_path: Path, at: int
+) -> None:
+    expected = reference(tables, uninterrupted)
+
+    def crash(line: str) -> None:
+        if line.startswith(f"step {at}/"):
+            raise RuntimeError("power failure")
+
+    with pytest.raises(RuntimeError, match="power failure"):
+        train(from_dict(tables), tmp_path / "run", crash)
+    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert_same_checkpoint(tmp_path / "run", expected)
+    assert losses(tmp_path / "run") == losses(expected)
+
+
+def test_sigterm_pauses_behind_a_checkpoint(tables: dict[str, Any], uninterrupted: Path, tmp_path: Path) -> None:
+    expected = reference(tables, uninterrupted)
+
+    def ask(line: str) -> None:
+        if line.startswith("step 3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = train(from_dict(tables), tmp_path / "run", ask)
+    assert (outcome.step, outcome.finished) == (3, False)
+    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert_same_checkpoint(tmp_path / "run", expected)
+
+
+@pytest.mark.slow
+def test_killing_the_process_at_any_moment_changes_nothing(
+    tables: dict[str, Any], uninterrupted: Path, tmp_path: Path
+) -> None:
+    expected = reference(tables, uninterrupted)
+    run = tmp_path / "run"
+    argv = [sys.executable, "-c", RUNNER, json.dumps(tables), str(run)]
+    for wanted, delay in ((2, 0.0), (5, 0.03), (7, 0.01)):
+        process = subprocess.Popen(argv)
+        while process.poll() is None and (not (run / LOG).exists() or len(losses_so_far(run)) < wanted):
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL  # it was still running
+    subprocess.run(argv, check=True)
+    assert_same_checkpoint(run, expected)
+    assert losses(run) == losses(expected)
+
+
+def losses_so_far(run: Path) -> list[str]:
+    return (run / LOG).read_text(encoding="utf-8").splitlines()
+
+
+def test_several_batches_a_step_train_too(tables: dict[str, Any], tmp_path: Path) -> None:
+    tables["batch"]["accumulate"] = 2
+    tables["schedule"] |= {"steps": 2, "warmup_steps": 1, "decay_steps": 1}
+    tables["data"]["held_out"] = ""
+    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert len(losses(tmp_path / "run")) == 2 and not (tmp_path / "run" / "held_out.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(
+    tables: dict[str, Any], tmp_path: Path
+) -> None:
+    tables["optimizer"]["lr"] = 1e30
+    with pytest.raises(PunaError, match=r"step [1-7]: the (loss|gradient) is not finite, documents d\d+"):
+        train(from_dict(tables), tmp_path / "run", lambda line: None)
+
+
+def test_an_unknown_model_is_refused(tables: dict[str, Any]) -> None:
+    tables["model"]["preset"] = "behemoth"
+    with pytest.raises(ConfigError, match=r"model.preset: 'behemoth' is unknown; choose one of scout"):
+        model_config(from_dict(tables))

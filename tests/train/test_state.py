@@ -1,0 +1,67 @@
+"""A checkpoint is whole, restores every bit, and belongs to one recipe and one set of documents."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puna.errors import WeightsError
+from puna.train.loop import model_config
+from puna.train.pack import DataState
+from puna.train.recipe import Recipe, from_dict
+from puna.train.state import CHECKPOINT, TrainingState, begin, resume, save
+
+
+@pytest.fixture
+def recipe(tables: dict[str, Any]) -> Recipe:
+    return from_dict(tables)
+
+
+def fresh(recipe: Recipe) -> TrainingState:
+    return begin(recipe, model_config(recipe))
+
+
+def test_a_run_begins_with_weights_that_the_recipe_alone_decides(recipe: Recipe) -> None:
+    one, other = fresh(recipe), fresh(recipe)
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert a.equal(b) and a.dtype == torch.bfloat16
+
+
+def test_a_checkpoint_restores_everything(recipe: Recipe, tmp_path: Path) -> None:
+    state = fresh(recipe)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step(1.0)
+    state.step, state.data, state.seconds, state.tokens = 7, DataState(1, 5, (3, 4)), 1.5, 900
+    save(state, recipe, "digest", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    restored = fresh(recipe)
+    assert resume(restored, recipe, "digest", tmp_path)
+    assert (restored.step, restored.data, restored.seconds, restored.tokens) == (7, DataState(1, 5, (3, 4)), 1.5, 900)
+    for a, b in zip(restored.model.parameters(), state.model.parameters(), strict=True):
+        assert a.equal(b)
+    for name, master in restored.optimizer.masters().items():
+        assert master.equal(state.optimizer.masters()[name])
+
+
+def test_a_folder_without_a_checkpoint_begins_anew(recipe: Recipe, tmp_path: Path) -> None:
+    assert not resume(fresh(recipe), recipe, "digest", tmp_path)
+
+
+def test_another_recipe_or_other_documents_are_refused(recipe: Recipe, tables: dict[str, Any], tmp_path: Path) -> None:
+    state = fresh(recipe)
+    save(state, recipe, "digest", tmp_path)
+    changed = copy.deepcopy(tables)
+    changed["schedule"]["steps"] = 9
+    with pytest.raises(WeightsError, match=r"another recipe \(schedule.steps 8 -> 9\)"):
+        resume(state, from_dict(changed), "digest", tmp_path)
+    with pytest.raises(WeightsError, match="other documents"):
+        resume(state, recipe, "another digest", tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named_with_a_remedy(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match=r"cannot be read .* remove it"):
+        resume(fresh(recipe), recipe, "digest", tmp_path)
