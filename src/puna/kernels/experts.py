@@ -1,8 +1,7 @@
 """SwiGLU experts that run only for the tokens routed to them.
 
 In: tokens, the experts chosen for each and their scores. Out: the sum of the chosen experts' outputs per token.
-Not here: the choice itself (`model/moe`). Weights are stored [experts, out, in], which measures 1.3 to 1.9 times
-faster in grouped products than [experts, in, out].
+Not here: the choice itself (`model/moe`). Why weights are stored [experts, out, in]: docs/decisions/001.
 Source: score on the expert's input, no renormalisation (llama-models `models/llama4/moe.py`).
 """
 

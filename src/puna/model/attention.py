@@ -1,7 +1,7 @@
 """Self-attention of the decoder: RoPE layers confined to chunks, NoPE layers that see everything.
 
 In: normed hidden states. Out: what the layer adds to the residual stream. Where keys live and which of them a query
-sees is the business of the `KVStore` that comes in with the batch.
+sees is the business of the `KVStore` that comes in with the batch (docs/decisions/002).
 Source: llama-models `models/llama4/model.py`.
 """
 

@@ -1,7 +1,7 @@
 """Positions: rotation of adjacent channel pairs, in one dimension for text and in two for the vision tower.
 
 Angles are products of an integer position and a float32 frequency, taken in float64: in float32 the product is off
-by up to half a radian near position 10 million, and Scout is specified to 10 million.
+by up to half a radian near position 10 million, and Scout is specified to 10 million (docs/decisions/003).
 
 Source: llama-models `models/llama4/model.py` (text), `models/llama4/vision/encoder.py` (vision).
 """

@@ -7,6 +7,7 @@ bits: a step depends on nothing but the state before it. Progress goes to the `p
 
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -32,6 +33,7 @@ from puna.weights.checkpoint import save_hf
 from puna.weights.configs import from_hf
 
 LOG = "log.jsonl"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class Outcome(NamedTuple):
@@ -135,9 +137,15 @@ def step_once(
 
 
 def finish(recipe: Recipe, state: TrainingState, run: Path, progress: Progress) -> None:
-    """Writes the model in Hugging Face layout and, when there are held-out documents, what it reaches on them."""
-    save_hf(state.model, state.model.config, run / "model")
-    progress(f"model written to {run / 'model'}")
+    """Writes the model with its tokenizer in Hugging Face layout and what it reaches on held-out documents, if any."""
+    folder = run / "model"
+    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed while it measured has written it before
+    save_hf(state.model, state.model.config, folder)
+    tokenizer = Path(recipe.data.tokenizer)
+    for file in (tokenizer, tokenizer.with_name(TOKENIZER_CONFIG)):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    progress(f"model written to {folder}")
     if recipe.data.held_out:
         scores = measure(recipe, state.model, progress)
         (run / "held_out.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

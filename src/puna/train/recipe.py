@@ -159,7 +159,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {file}: no such file; give the path of a recipe such as recipes/cria.toml")
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: not TOML ({error}); correct the file") from error
     for text in overrides:
         override(tables, text)

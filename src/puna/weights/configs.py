@@ -1,6 +1,7 @@
 """Configurations as published: Hugging Face's `config.json` and Meta's `params.json`, read and written.
 
 In: parsed JSON. Out: `LlamaConfig`, and back. Unknown keys are errors: one of them might change the mathematics.
+Why this is not in `puna.config`: docs/decisions/004.
 Source: transformers `models/llama4/configuration_llama4.py`; llama-models `models/llama4/args.py`.
 """
 

@@ -2,7 +2,8 @@
 
 A file is an uncompressed zip archive: a pickle that describes the tensors, and one member of raw bytes per storage.
 Only the description is unpickled, by torch's own restricted unpickler (`weights_only`), onto the meta device: code in
-a file is refused, and no number is read here. Not here: the numbers themselves (`stored`), what keys mean (`names`).
+a file is refused (docs/decisions/005), and no number is read here.
+Not here: the numbers themselves (`stored`), what keys mean (`names`).
 Source: pytorch `torch/serialization.py` and docs/source/notes/serialization.rst.
 """
 

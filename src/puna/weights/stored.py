@@ -2,7 +2,8 @@
 
 In and out: parts of parameters on one side, runs of bytes of a file on the other. All reading is plain reading into one
 buffer that is used again and again: pages of a memory map would count as memory of this process, and the whole file
-with them. The largest piece is one matrix where it must be turned (a routed expert), `PIECE_BYTES` everywhere else.
+with them (docs/decisions/006). The largest piece is one matrix where it must be turned (a routed expert), and
+`PIECE_BYTES` everywhere else.
 Not here: which key belongs to which parameter (`names`), how a file describes its tensors (`safetensors`, `pth`).
 """
 
