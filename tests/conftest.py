@@ -8,6 +8,12 @@ if find_spec("torchvision") is not None:
     import tests.reference.torchvision_on_cpu  # noqa: F401  (before anything imports torchvision)
 
 
+@pytest.fixture(autouse=True)
+def _damaged_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta's reference, once imported, has the imaging library accept truncated files in the whole process."""
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", False)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image
 
 from puna.errors import PromptError
 from puna.prompt.message import (
@@ -233,18 +233,14 @@ def _broken_png() -> bytes:
         (".", "cannot read"),
     ],
 )
-def test_a_wrong_picture_is_refused_by_the_name_of_the_part(
-    source: object, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # the reference switches it on for the whole process
+def test_a_wrong_picture_is_refused_by_the_name_of_the_part(source: object, reason: str) -> None:
     content = [{"type": "text", "text": "x"}, {"type": "image", "image": source}]
     with pytest.raises(PromptError, match=r"message.content\[1\].image: .*" + reason):
         Message.from_dict({"role": "user", "content": content})
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_of_every_format_are_read_or_refused_but_never_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+def test_damaged_files_of_every_format_are_read_or_refused_but_never_crash() -> None:
     generator = random.Random(0)
     picture = Image.effect_mandelbrot((40, 30), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     kinds = [kind for kind in (*IMAGE_FORMATS, "MPO") if kind in Image.SAVE]
