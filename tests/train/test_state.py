@@ -1,17 +1,19 @@
 """A checkpoint is whole, restores every bit, and belongs to one recipe and one set of documents."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from puna.errors import WeightsError
+from puna.errors import PunaError, WeightsError
 from puna.train.loop import model_config
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe, from_dict
 from puna.train.state import CHECKPOINT, TrainingState, begin, resume, save
+from puna.weights.checkpoint import save_hf
 
 
 @pytest.fixture
@@ -27,6 +29,25 @@ def test_a_run_begins_with_weights_that_the_recipe_alone_decides(recipe: Recipe)
     one, other = fresh(recipe), fresh(recipe)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert a.equal(b) and a.dtype == torch.bfloat16
+
+
+def test_a_run_may_begin_with_the_weights_of_another(recipe: Recipe, tmp_path: Path) -> None:
+    earlier = fresh(recipe)
+    with torch.no_grad():
+        for parameter in earlier.model.parameters():
+            parameter.mul_(3)
+    save_hf(earlier.model, earlier.model.config, tmp_path / "model")
+    start = replace(recipe, model=replace(recipe.model, start=str(tmp_path / "model")))
+    state = fresh(start)
+    for a, b in zip(state.model.parameters(), earlier.model.parameters(), strict=True):
+        assert a.equal(b)
+    assert state.optimizer.masters()["head.weight"].dtype == torch.float32 and state.step == 0
+
+
+def test_a_start_that_is_missing_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    start = replace(recipe, model=replace(recipe.model, start=str(tmp_path / "none")))
+    with pytest.raises(PunaError, match="none"):
+        fresh(start)
 
 
 def test_a_checkpoint_restores_everything(recipe: Recipe, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
@@ -53,6 +53,9 @@ from puna.train.sources import (
 
 EMOJI_SIZE = 64  # pixels; the size in which the two emoji packages are published
 PICTURE_SIZES = (96, 192)  # pixels on the long side of a story picture: one tile, or four tiles and the global one
+LOOKS = 3  # questions of a chat about an emoji that the second stage asks again, each alone
+DRAWN = ("scene", "chart", "page")
+TEXT_SHARE = 0.15  # of the documents without a picture that the second stage repeats
 STYLES = ("noto", "twemoji")  # the drawing styles that are trained on; OpenMoji is held out
 STORY_TOKENS = 700  # about as many tokens as one text-only document of a story has
 PAGES_TOKENS = 300  # about as many text tokens as one document of pictures and pages has
@@ -112,6 +115,10 @@ class Document:
         if self.answers:
             record["answer"] = list(self.answers)
         return record
+
+    @property
+    def has_picture(self) -> bool:
+        return bool(self.pictures) or any(isinstance(part, Picture) for part in self.content)
 
     def texts(self) -> Iterator[str]:
         """All text of the document, for a vocabulary to learn from."""
@@ -420,6 +427,23 @@ def drawn_receipt(rng: Random, fonts: Fonts) -> tuple[Image.Image, tuple[Turn, .
     return receipt.image, ask.receipt_turns(rng, receipt)
 
 
+def look_documents(rng: Random, documents: Iterable[Document]) -> list[Document]:
+    """The second stage's corpus: questions about one emoji, each a document of its own, all drawings, some texts.
+
+    A short document has little besides the picture and its name: more pictures a second. Up to LOOKS questions of each
+    chat about an emoji are taken, and TEXT_SHARE of the documents without a picture, so that texts are not forgotten.
+    """
+    looks = []
+    for document in documents:
+        if document.source == "emoji" and document.turns and len(document.pictures) == 1:
+            for number, turn in enumerate(rng.sample(document.turns, min(LOOKS, len(document.turns)))):
+                looks.append(replace(document, id=f"{document.id}-look{number}", source="look", turns=(turn,)))
+        elif document.source in DRAWN or (not document.has_picture and rng.random() < TEXT_SHARE):
+            looks.append(document)
+    rng.shuffle(looks)
+    return looks
+
+
 # ── the whole corpus ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -450,6 +474,7 @@ def write_corpus(sources: Sources, mixture: Mixture, folder: Path) -> dict[str, 
         *_held_out_drawings(Random(f"{mixture.seed} held out"), mixture, sources, emoji, folder),
     ]
     _write_lines(folder / "train.jsonl", documents)
+    _write_lines(folder / "looks.jsonl", look_documents(Random(f"{mixture.seed} looks"), documents))
     _write_lines(folder / "held_out.jsonl", held_out)
     return {
         "documents": dict(Counter(document.source for document in documents)),

@@ -18,10 +18,14 @@ from puna.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecipe:
-    """Which model: `preset` names one of `puna.presets`, or ends in `.json`: a Hugging Face configuration file."""
+    """Which model: `preset` names one of `puna.presets`, or ends in `.json`: a Hugging Face configuration file.
+
+    `start` is the folder of a checkpoint to begin from, such as the `model` of an earlier run; empty: random weights.
+    """
 
     preset: str
     seed: int
+    start: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from puna.config import LlamaConfig
-from puna.errors import WeightsError
+from puna.errors import ConfigError, WeightsError
 from puna.model.transformer import Llama, initialise
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe
+from puna.weights.checkpoint import load
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint within the folder of a run."""
@@ -36,9 +37,17 @@ class TrainingState:
 
 
 def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
-    """Returns the state before the first step, a pure function of the recipe."""
-    model = Llama(config)
-    initialise(model, torch.Generator().manual_seed(recipe.model.seed))
+    """Returns the state before the first step, a pure function of the recipe and of the checkpoint that it starts from.
+
+    Raises ConfigError or WeightsError when that checkpoint is missing, damaged or of another model.
+    """
+    if recipe.model.start:
+        model = load(Path(recipe.model.start), dtype=torch.float32)
+        if model.config != config:
+            raise ConfigError(f"model.start: {recipe.model.start} is not a {recipe.model.preset}; name its own preset")
+    else:
+        model = Llama(config)
+        initialise(model, torch.Generator().manual_seed(recipe.model.seed))
     optimizer = Optimizer(model.named_parameters(), recipe.optimizer)
     cast(model, getattr(torch, recipe.compute.dtype))
     return TrainingState(step=0, model=model, optimizer=optimizer, data=DataState(), seconds=0.0, tokens=0)
