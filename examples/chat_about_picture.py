@@ -7,7 +7,7 @@ import puna
 
 QUESTIONS = ("What is this?", "¿Qué es esto?", "Was ist das?", "यह क्या है?")
 
-picture = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures" / "apple.png"
+picture = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures" / "cat.png"
 llama = puna.load("cria")
 
 messages: list[object] = []

@@ -62,7 +62,7 @@ def test_its_tokenizer_gives_the_same_ids_in_transformers(llama: Assistant) -> N
         assert theirs.decode(llama.tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("picture", ["apple.png", "chart.png"])
+@pytest.mark.parametrize("picture", ["cat.png", "chart.png"])
 def test_its_processor_cuts_and_writes_a_question_as_we_do(llama: Assistant, picture: str) -> None:
     """transformers scales pixels in another order: half a step of 8 bits is allowed."""
     processor = pytest.importorskip("transformers").AutoProcessor.from_pretrained(FOLDER)
@@ -77,7 +77,7 @@ def test_its_processor_cuts_and_writes_a_question_as_we_do(llama: Assistant, pic
 
 
 def test_an_answer_streams_ends_and_repeats_with_a_seed(llama: Assistant) -> None:
-    asked = question("apple.png", "What is this?")
+    asked = question("cat.png", "What is this?")
     whole = llama.chat(asked, temperature=0.7, seed=5, max_new_tokens=40)
     assert isinstance(whole, Message)
     pieces = "".join(llama.stream_chat(asked, temperature=0.7, seed=5, max_new_tokens=40))
