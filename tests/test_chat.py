@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import puna
-from puna.chat import Assistant, Piece, Timings, Usage, _answer, load
+from puna.chat import Assistant, Options, Piece, Timings, Usage, _answer, load
 from puna.engine.request import TokenLogprobs
 from puna.errors import ConfigError, DeviceError, PromptError
 from puna.model.mask import Packed
@@ -65,6 +65,35 @@ def test_a_stop_string_ends_the_answer_before_itself(assistant: Assistant) -> No
     assert stopped.text == plain.text[: plain.text.index(stop)]
     assert stopped.finish == "stop"
     assert len(stopped.ids) < len(plain.ids)
+
+
+def test_a_session_lets_answers_join_and_leave_without_changing_others(assistant: Assistant) -> None:
+    session = assistant.session()
+    options = Options(max_new_tokens=12, seed=4, temperature=1.5)
+    kept, dropped = (session.begin(assistant.text_prompt(text), **options) for text in ("ab", "cd"))
+    pieces = session.step()
+    assert {number for number, _ in pieces} == {kept, dropped}
+    session.end(dropped)
+    late = session.begin(assistant.text_prompt("ef"), **options)
+    assert (session.n_running, session.n_waiting) == (1, 1)
+    while not session.is_idle:
+        pieces += session.step()
+    texts = {number: "".join(piece.text for n, piece in pieces if n == number) for number in (kept, late)}
+    assert texts == {kept: assistant.complete("ab", **options), late: assistant.complete("ef", **options)}
+    session.end(kept)  # nothing is left to end
+
+
+def test_prompt_logprobs_belong_to_every_token_but_the_first(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = assistant.text_prompt("abcdef")
+    expected = assistant.logits(prompt.ids).log_softmax(dim=-1)
+    whole = assistant.prompt_logprobs(prompt, 2)
+    assert [given.chosen for given in whole] == [expected[i, id_].item() for i, id_ in enumerate(prompt.ids[1:])]
+    assert [given.top[0] for given in whole] == [(row.argmax().item(), row.max().item()) for row in expected[:-1]]
+    monkeypatch.setattr("puna.chat._ROWS_AT_ONCE", 2)
+    assert assistant.prompt_logprobs(prompt, 2) == whole
+    assert assistant.prompt_logprobs(assistant.text_prompt("")) == []
 
 
 def test_a_stop_string_ends_only_its_own_sample(assistant: Assistant) -> None:

@@ -2,8 +2,8 @@
 
 In: messages in OpenAI's shape, pictures, options. Out: messages and text, whole or as they grow, with finish reasons,
 usage and log-probabilities for those who ask. Every prompt is checked against model and context before anything runs.
-Not here: files (`weights`), the protections (`guard`), HTTP (`serve`), requests of several users at a time (an engine
-each).
+Not here: files (`weights`), the protections (`guard`), HTTP (`serve`), threads: a `Session` decodes many answers
+together, and whoever has several users steps it in one thread.
 """
 
 import time
@@ -30,6 +30,8 @@ from puna.prompt.vocab import PATCH
 from puna.weights import checkpoint, hub
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_ROWS_AT_ONCE = 512  # of logits that become log-probabilities, so that only one copy of all of them is held
 
 
 class Options(TypedDict, total=False):
@@ -220,16 +222,12 @@ class Assistant:
 
         Raises PromptError or CapacityError before anything runs.
         """
-        engine = Engine(self.model, forbidden_ids=self._textless_ids)
-        readers: dict[tuple[int, int], Detokenizer] = {}
-        for prompt in prompts:
-            request, stop = _request(prompt, options, self._stop_ids)
-            number = engine.add(request)
-            readers |= {(number, i): Detokenizer(self.tokenizer, stop) for i in range(request.n)}
-        pieces: dict[tuple[int, int], list[Piece]] = {key: [] for key in readers}
-        for number, piece in _numbered_pieces(engine, readers):
-            pieces[number, piece.sample].append(piece)
-        n = options.get("n", 1)
+        session, n = self.session(), options.get("n", 1)
+        numbers = [session.begin(prompt, **options) for prompt in prompts]
+        pieces: dict[tuple[int, int], list[Piece]] = {(number, i): [] for number in numbers for i in range(n)}
+        while not session.is_idle:
+            for number, piece in session.step():
+                pieces[number, piece.sample].append(piece)
         answers = [_answer(of_sample, ()) for of_sample in pieces.values()]
         return [tuple(answers[i : i + n]) for i in range(0, len(answers), n)]
 
@@ -238,11 +236,29 @@ class Assistant:
 
         Raises PromptError or CapacityError at once, not at the first piece.
         """
-        request, stop = _request(prompt, options, self._stop_ids)
-        engine = Engine(self.model, forbidden_ids=self._textless_ids)
-        number = engine.add(request)
-        readers = {(number, i): Detokenizer(self.tokenizer, stop) for i in range(request.n)}
-        return (piece for _, piece in _numbered_pieces(engine, readers))
+        session = self.session()
+        session.begin(prompt, **options)
+        return _pieces(session)
+
+    def session(self) -> "Session":
+        """Returns a new session on this model. A model runs one step at a time, whosever session it belongs to."""
+        return Session(Engine(self.model, forbidden_ids=self._textless_ids), self.tokenizer, self._stop_ids)
+
+    def prompt_logprobs(self, prompt: Prompt, n: int = 0) -> list[TokenLogprobs]:
+        """Returns what the model expected at each id of a prompt but the first: entry i belongs to `prompt.ids[i + 1]`.
+
+        Each holds the `n` most probable ids too. Raises PromptError as `logits`, whose float32 [T V] it needs room for.
+        """
+        following = torch.tensor(prompt.ids[1:], device=self.model.embedding.weight.device)
+        expected: list[TokenLogprobs] = []
+        rows = torch.split(self.logits(prompt.ids, prompt.tiles)[:-1], _ROWS_AT_ONCE)
+        for logits, ids in zip(rows, torch.split(following, _ROWS_AT_ONCE), strict=True):
+            logprobs = logits.log_softmax(dim=-1)  # R V
+            chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+            values, best = logprobs.topk(min(n, logprobs.shape[1]), dim=-1)
+            for own, best_row, values_row in zip(chosen, best.tolist(), values.tolist(), strict=True):
+                expected.append(TokenLogprobs(own, tuple(zip(best_row, values_row, strict=True))))
+        return expected
 
     def logits(self, ids: Sequence[int], tiles: Tensor | None = None) -> Tensor:
         """Returns the logits float32 [T V] behind each of `ids`; `tiles` [I 3 S S] belong to the patch ids in order."""
@@ -287,15 +303,59 @@ class Assistant:
         )
 
 
-def _numbered_pieces(engine: Engine, readers: Mapping[tuple[int, int], Detokenizer]) -> Iterator[tuple[int, Piece]]:
-    """Steps an engine until it is idle; each piece comes with its request's id. A stop string ends its sample."""
-    while not engine.is_idle:
-        for event in engine.step():
-            reader = readers[event.request_id, event.sample]
-            piece = _piece(event, reader)
-            if piece.finish is not None and event.finish is None:
-                engine.abort(event.request_id, event.sample)
-            yield event.request_id, piece
+class Session:
+    """Answers that grow together on one model: `begin` queues, `step` works, `end` drops. For one thread at a time."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._readers: dict[tuple[int, int], Detokenizer] = {}  # of every sample that has not ended
+
+    @property
+    def n_waiting(self) -> int:
+        """Samples that have not begun."""
+        return self._engine.n_waiting
+
+    @property
+    def n_running(self) -> int:
+        """Samples that are being read or decoded."""
+        return self._engine.n_running
+
+    @property
+    def is_idle(self) -> bool:
+        return self._engine.is_idle
+
+    def begin(self, prompt: Prompt, **options: Unpack[Options]) -> int:
+        """Queues the n answers to a prompt and returns their number. Raises PromptError or CapacityError."""
+        request, stop = _request(prompt, options, self._stop_ids)
+        readers = [Detokenizer(self._tokenizer, stop) for _ in range(request.n)]
+        number = self._engine.add(request)
+        self._readers |= {(number, sample): reader for sample, reader in enumerate(readers)}
+        return number
+
+    def step(self) -> list[tuple[int, Piece]]:
+        """Runs the model once. Returns new pieces with the numbers they belong to; a stop string ends its sample."""
+        pieces = []
+        for event in self._engine.step():
+            key = event.request_id, event.sample
+            piece = _piece(event, self._readers[key])
+            if piece.finish is not None:
+                del self._readers[key]
+                if event.finish is None:
+                    self._engine.abort(*key)
+            pieces.append((event.request_id, piece))
+        return pieces
+
+    def end(self, number: int) -> None:
+        """Drops all answers of `number` that have not ended, with their caches; no further piece of them comes."""
+        for event in self._engine.abort(number):
+            del self._readers[event.request_id, event.sample]
+
+
+def _pieces(session: Session) -> Iterator[Piece]:
+    while not session.is_idle:
+        yield from (piece for _, piece in session.step())
 
 
 def _piece(event: Event, reader: Detokenizer) -> Piece:

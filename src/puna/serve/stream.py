@@ -1,0 +1,281 @@
+"""Pieces of answers to what clients read: chunks while an answer grows, or the whole.
+
+In: pieces, in order, and what was asked. Out: chunk choices; a whole choice is its chunks joined, so a stream and a
+plain answer cannot differ. With tools, text is held back from the first character with which a call could begin
+until the answer has ended and can be parsed.
+Not here: who makes the pieces (`worker`), requests (`convert`), sending (`app`).
+
+Source of the shapes: OpenAI's API reference; event stream format of the HTML standard, section 9.2.
+"""
+
+import codecs
+import json
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from puna.chat import Piece
+from puna.engine.request import TokenLogprobs
+from puna.errors import PromptError
+from puna.prompt import parse
+from puna.prompt.message import Tool
+from puna.prompt.message import ToolCall as Call
+from puna.prompt.tokenizer import Tokenizer
+from puna.serve.schema import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatLogprobs,
+    ChatMessage,
+    CompletionChoice,
+    CompletionLogprobs,
+    Delta,
+    FunctionCall,
+    PromptTokensDetails,
+    TokenLogprob,
+    ToolCall,
+    TopLogprob,
+    Usage,
+)
+
+DONE = b"data: [DONE]\n\n"
+PING = b": still here\n\n"
+"""A comment, which clients skip: it keeps connections from being closed as idle."""
+
+LEAST_LOGPROB = -9999.0
+"""Instead of minus infinity, which JSON cannot hold. Source: vLLM's OpenAI server."""
+
+_CALL_BEGINS = "[{<"
+
+_T = TypeVar("_T")
+
+
+class Shown(NamedTuple):
+    """A token as clients see it. `bytes` is None for a token that stands for no text."""
+
+    token: str
+    bytes: bytes | None
+
+
+def event(value: msgspec.Struct) -> bytes:
+    """Returns one server-sent event."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    """Returns the counts of a request. Nothing is shared between requests yet, so nothing is cached."""
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+    )
+
+
+def show(tokenizer: Tokenizer, token_id: int) -> Shown:
+    """Returns a token's text and bytes. Ids of a padded vocabulary, which no text has, show as their number."""
+    if tokenizer.is_special(token_id):
+        return Shown(tokenizer.decode([token_id]), None)
+    try:
+        data = tokenizer.decode_bytes([token_id])
+    except PromptError:
+        return Shown(f"token_id:{token_id}", None)
+    return Shown(data.decode("utf-8", errors="replace"), data)
+
+
+# Chat -------------------------------------------------------------------------------------------------------------
+
+
+class GrowingChat:
+    """One choice of a chat answer. `new_call_id` names calls; `most_calls` is 1 where calls must not be parallel."""
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        tools: Sequence[Tool],
+        *,
+        most_calls: int | None,
+        new_call_id: Callable[[], str],
+    ) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._tools = tools
+        self._most_calls = most_calls
+        self._new_call_id = new_call_id
+        self._text = ""
+        self._n_shown = 0
+        self._logprobs: list[TokenLogprob] = []
+
+    def open(self) -> ChatChunkChoice:
+        """Returns the first chunk, which says who speaks."""
+        return self._chunk(Delta(role="assistant", content=""), None)
+
+    def push(self, piece: Piece) -> ChatChunkChoice | None:
+        """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
+        self._logprobs += _chat_logprobs(self._tokenizer, piece)
+        content, calls = self._advance(piece)
+        if not content and piece.finish is None:
+            return None
+        delta = Delta(content=content or UNSET, tool_calls=self._calls(calls) or UNSET)
+        return self._chunk(delta, "tool_calls" if calls else piece.finish)
+
+    def _advance(self, piece: Piece) -> tuple[str, Sequence[Call]]:
+        if not self._tools:
+            return piece.text, ()
+        self._text += piece.text
+        if piece.finish is None:
+            places = [place for mark in _CALL_BEGINS if (place := self._text.find(mark)) >= 0]
+            sure, calls = self._text[: min(places, default=len(self._text))], ()
+        else:
+            message = parse.parse(self._text, self._tools)
+            sure, calls = message.text, message.tool_calls[: self._most_calls]  # type: ignore[assignment]
+        new, self._n_shown = sure[self._n_shown :], len(sure)
+        return new, calls
+
+    def _calls(self, calls: Sequence[Call]) -> list[ToolCall]:
+        return [
+            ToolCall(
+                index=i,
+                id=self._new_call_id(),
+                type="function",
+                function=FunctionCall(name=call.name, arguments=json.dumps(call.arguments, ensure_ascii=False)),
+            )
+            for i, call in enumerate(calls)
+        ]
+
+    def _chunk(self, delta: Delta, finish: str | None) -> ChatChunkChoice:
+        logprobs, self._logprobs = self._logprobs, []
+        return ChatChunkChoice(
+            index=self._index,
+            delta=delta,
+            logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
+            finish_reason=finish,
+        )
+
+
+def whole_chat(chunks: Sequence[ChatChunkChoice]) -> ChatChoice:
+    """Joins all chunks of one choice."""
+    content = "".join(_given(chunk.delta.content, "") for chunk in chunks)
+    calls = [call for chunk in chunks for call in _given(chunk.delta.tool_calls, [])]
+    logprobs = [entry for chunk in chunks if chunk.logprobs for entry in chunk.logprobs.content]
+    finish = chunks[-1].finish_reason
+    assert finish is not None, "the last chunk of a choice says why it ended"
+    return ChatChoice(
+        index=chunks[0].index,
+        message=ChatMessage(
+            role="assistant",
+            content=None if calls and not content else content,
+            refusal=None,
+            tool_calls=[msgspec.structs.replace(call, index=UNSET) for call in calls] or UNSET,
+        ),
+        logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
+        finish_reason=finish,
+    )
+
+
+def _chat_logprobs(tokenizer: Tokenizer, piece: Piece) -> list[TokenLogprob]:
+    if piece.token is None or piece.logprobs is None:
+        return []
+    own = show(tokenizer, piece.token)
+    top = [(show(tokenizer, id_), logprob) for id_, logprob in piece.logprobs.top]
+    return [
+        TokenLogprob(
+            token=own.token,
+            logprob=max(piece.logprobs.chosen, LEAST_LOGPROB),
+            bytes=_numbers(own.bytes),
+            top_logprobs=[
+                TopLogprob(token=each.token, logprob=max(logprob, LEAST_LOGPROB), bytes=_numbers(each.bytes))
+                for each, logprob in top
+            ],
+        )
+    ]
+
+
+def _numbers(data: bytes | None) -> list[int] | None:
+    return None if data is None else list(data)
+
+
+# Plain completion -------------------------------------------------------------------------------------------------
+
+
+class GrowingCompletion:
+    """One choice of a plain completion."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, *, wants_logprobs: bool) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._wants_logprobs = wants_logprobs
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._entries: list[tuple[int, TokenLogprobs | None, int]] = []  # id, log-probabilities, offset
+
+    def echo(
+        self, text: str, ids: Sequence[int], expected: Sequence[TokenLogprobs], finish: str | None
+    ) -> CompletionChoice:
+        """Returns the prompt as the first chunk. `expected` belongs to `ids[1:]`; empty where nobody wants it."""
+        if self._wants_logprobs:
+            for token_id, logprobs in zip(ids, (None, *expected), strict=True):
+                self._enter(token_id, logprobs, "")
+        self._offset = len(text)
+        self._decoder.reset()
+        return self._chunk(text, finish)
+
+    def push(self, piece: Piece) -> CompletionChoice | None:
+        """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
+        if piece.token is not None and self._wants_logprobs:
+            stops = piece.token in self._tokenizer.stop_ids
+            self._enter(piece.token, piece.logprobs, "" if stops else show(self._tokenizer, piece.token).token)
+        return self._chunk(piece.text, piece.finish) if piece.text or piece.finish is not None else None
+
+    def _enter(self, token_id: int, logprobs: TokenLogprobs | None, special_text: str) -> None:
+        """Notes a token and where its text begins: behind every character that was complete before it."""
+        self._entries.append((token_id, logprobs, self._offset))
+        data = show(self._tokenizer, token_id).bytes
+        self._offset += len(special_text) if data is None else len(self._decoder.decode(data))
+
+    def _chunk(self, text: str, finish: str | None) -> CompletionChoice:
+        entries, self._entries = self._entries, []
+        logprobs = CompletionLogprobs(
+            tokens=[self._key(id_) for id_, _, _ in entries],
+            token_logprobs=[None if given is None else max(given.chosen, LEAST_LOGPROB) for _, given, _ in entries],
+            top_logprobs=[self._top(given) for _, given, _ in entries],
+            text_offset=[offset for _, _, offset in entries],
+        )
+        return CompletionChoice(
+            index=self._index, text=text, logprobs=logprobs if self._wants_logprobs else None, finish_reason=finish
+        )
+
+    def _top(self, logprobs: TokenLogprobs | None) -> dict[str, float] | None:
+        if logprobs is None:
+            return None
+        return {self._key(id_): max(logprob, LEAST_LOGPROB) for id_, logprob in logprobs.top}
+
+    def _key(self, token_id: int) -> str:
+        """Returns a token's text, or its bytes spelt out where they are no whole characters: keys must differ."""
+        token, data = show(self._tokenizer, token_id)
+        if data is None or data == token.encode():
+            return token
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def whole_completion(chunks: Sequence[CompletionChoice]) -> CompletionChoice:
+    """Joins all chunks of one choice."""
+    given = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    logprobs = CompletionLogprobs(
+        tokens=[token for each in given for token in each.tokens],
+        token_logprobs=[number for each in given for number in each.token_logprobs],
+        top_logprobs=[top for each in given for top in each.top_logprobs],
+        text_offset=[offset for each in given for offset in each.text_offset],
+    )
+    return CompletionChoice(
+        index=chunks[0].index,
+        text="".join(chunk.text for chunk in chunks),
+        logprobs=logprobs if given else None,
+        finish_reason=chunks[-1].finish_reason,
+    )
+
+
+def _given(value: _T | msgspec.UnsetType, otherwise: _T) -> _T:
+    return otherwise if isinstance(value, msgspec.UnsetType) else value

@@ -1,0 +1,266 @@
+"""The one thread that runs the model, for all requests together, and how the event loop talks to it.
+
+In: prompts with options, from the event loop. Out: pieces of their answers as they are made. Between two steps of the
+model the thread takes new requests in and drops those whose clients left, so nobody waits longer than one step for
+either. Prompts whose log-probabilities are wanted are read in the same thread: a model runs one thing at a time.
+Not here: HTTP, what prompts and pieces mean.
+
+A step that fails ends every answer in progress, since their caches are unusable then; the thread goes on with a new
+session.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from puna.chat import Assistant, Options, Piece, Session
+from puna.engine.request import TokenLogprobs
+from puna.errors import CapacityError, PunaError
+from puna.prompt.render import Prompt
+from puna.serve.metrics import Metrics
+
+_log = logging.getLogger("puna.serve")
+
+
+class _Growing:
+    """The answers to one prompt while they are made. `index` is its place among the prompts of its request."""
+
+    def __init__(self, index: int, n: int, began: float, answers: "Answers") -> None:
+        self.index = index
+        self.began = began
+        self.answers = answers
+        self.n_unfinished = n
+        self.n_tokens = 0
+        self.last_seconds: dict[int, float] = {}  # when each sample's last token arrived
+
+
+class Answers:
+    """The answers to all prompts of one request, as the event loop sees them: `next` gives what has come."""
+
+    def __init__(self) -> None:
+        self.growing: list[_Growing] = []
+        self.arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+
+    @property
+    def is_over(self) -> bool:
+        """Says whether everything has come and been taken."""
+        return self.arrived.empty() and not any(growing.n_unfinished for growing in self.growing)
+
+    async def next(self) -> list[tuple[int, Piece]]:
+        """Waits for pieces. Returns all that are there, each with the index of its prompt.
+
+        Raises what the model stumbled over. May be cancelled without loss.
+        """
+        come = [await self.arrived.get()]
+        while not self.arrived.empty():
+            come.append(self.arrived.get_nowait())
+        failed = next((item for item in come if isinstance(item, Exception)), None)
+        if failed is not None:
+            raise failed
+        return [item for item in come if not isinstance(item, Exception)]
+
+
+class _Command(NamedTuple):
+    """Something for the thread to do between steps, and where its result goes."""
+
+    act: Callable[[Session], Any]
+    result: asyncio.Future[Any]
+
+
+class Worker:
+    """Runs an assistant for everybody. `max_open` bounds the samples that are in progress or waiting.
+
+    Public methods belong to the event loop that called `start`; the assistant's model belongs to the thread.
+    """
+
+    def __init__(
+        self, assistant: Assistant, metrics: Metrics, *, max_open: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._assistant = assistant
+        self._metrics = metrics
+        self._max_open = max_open
+        self._clock = clock
+        self._n_open = 0
+        self.n_running = 0  # samples that the model works on, and those that wait: counted by the thread
+        self._n_waiting = 0
+        self._session = assistant.session()
+        self._growing: dict[int, tuple[_Growing, set[int]]] = {}  # the thread's, with the samples that go on
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="puna-model", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        metrics.watch("num_requests_running", "Answers that the model works on.", lambda: self.n_running)
+        metrics.watch("num_requests_waiting", "Answers that wait for room.", lambda: self._n_waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def n_open(self) -> int:
+        """Samples that hold a place."""
+        return self._n_open
+
+    def start(self) -> None:
+        """Starts the thread. Call it once, within the event loop that will ask."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread after its current step; what has not ended by then never does."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    @contextlib.contextmanager
+    def place(self, n: int) -> Iterator[None]:
+        """Holds room for `n` samples. Raises CapacityError when there is none."""
+        if self._n_open + n > self._max_open:
+            self._metrics.rejected.inc()
+            raise CapacityError(f"{self._n_open} answers are in progress of at most {self._max_open}: try again soon")
+        self._n_open += n
+        try:
+            yield
+        finally:
+            self._n_open -= n
+
+    @contextlib.asynccontextmanager
+    async def answer(self, prompts: Sequence[tuple[Prompt, Options]]) -> AsyncIterator[Answers]:
+        """Gives the answers to prompts in progress; leaving drops what has not ended.
+
+        Raises PromptError or CapacityError at once, also for what only the model can judge.
+        """
+        answers = Answers()
+        try:
+            for index, (prompt, options) in enumerate(prompts):
+                await self._begin(_Growing(index, options.get("n", 1), self._clock(), answers), prompt, options)
+            yield answers
+        finally:
+            for growing in answers.growing:
+                if growing.n_unfinished:
+                    self._drop(growing)
+
+    async def _begin(self, growing: _Growing, prompt: Prompt, options: Options) -> None:
+        def begin(session: Session) -> None:
+            number = session.begin(prompt, **options)
+            self._growing[number] = growing, set(range(growing.n_unfinished))
+
+        growing.answers.growing.append(growing)  # at once, so that it is dropped even if the client leaves meanwhile
+        try:
+            await self._order(begin)
+        except PunaError:
+            growing.n_unfinished = 0
+            raise
+        self._metrics.prompt_tokens.inc(len(prompt.ids))
+        self._metrics.prompt_lens.observe(len(prompt.ids))
+        self._metrics.image_tiles.inc(0 if prompt.tiles is None else len(prompt.tiles))
+
+    async def prompt_logprobs(self, prompt: Prompt, n: int) -> list[TokenLogprobs]:
+        """Returns `Assistant.prompt_logprobs`, computed by the model's thread between two steps."""
+        expected: list[TokenLogprobs] = await self._order(lambda _: self._assistant.prompt_logprobs(prompt, n))
+        return expected
+
+    def _order(self, act: Callable[[Session], Any]) -> asyncio.Future[Any]:
+        assert self._loop is not None, "started"
+        command = _Command(act, self._loop.create_future())
+        self._commands.put(command)
+        return command.result
+
+    def _drop(self, growing: _Growing) -> None:
+        def drop(session: Session) -> None:
+            for number in [number for number, (known, _) in self._growing.items() if known is growing]:
+                del self._growing[number]
+                session.end(number)
+
+        self._order(drop)
+
+    # In the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            # Waits only while there is nothing to compute; otherwise takes what has come in, and computes.
+            while self._session.is_idle or not self._commands.empty():
+                command = self._commands.get()
+                if command is None:
+                    return
+                self._obey(command)
+                self._count()
+            try:
+                pieces = self._session.step()
+            except Exception as error:  # whatever the model stumbles over must not end the server
+                _log.exception("a step of the model failed; all answers in progress end")
+                self._tell(self._fail, [growing for growing, _ in self._growing.values()], error)
+                self._growing.clear()
+                self._session = self._assistant.session()
+            else:
+                self._tell(self._deliver, [(self._owner(number, piece), piece) for number, piece in pieces])
+
+            self._count()
+
+    def _count(self) -> None:
+        self.n_running, self._n_waiting = self._session.n_running, self._session.n_waiting
+
+    def _obey(self, command: _Command) -> None:
+        if command.result.cancelled():
+            return
+        try:
+            result, error = command.act(self._session), None
+        except Exception as raised:  # belongs to whoever gave the order
+            result, error = None, raised
+        self._tell(_settle, command.result, result, error)
+
+    def _owner(self, number: int, piece: Piece) -> _Growing:
+        growing, unfinished = self._growing[number]
+        if piece.finish is not None:
+            unfinished.remove(piece.sample)
+            if not unfinished:
+                del self._growing[number]
+        return growing
+
+    def _tell(self, act: Callable[..., None], *values: Any) -> None:
+        assert self._loop is not None, "started"
+        with contextlib.suppress(RuntimeError):  # the loop was closed, so nobody listens any more
+            self._loop.call_soon_threadsafe(act, *values)
+
+    # Back in the event loop -------------------------------------------------------------------------------------------
+
+    def _deliver(self, pieces: list[tuple[_Growing, Piece]]) -> None:
+        now = self._clock()
+        for growing, piece in pieces:
+            if piece.token is not None:
+                self._count_token(growing, piece.sample, now)
+            if piece.finish is not None:
+                growing.n_unfinished -= 1
+                self._metrics.finish(piece.finish)
+                if not growing.n_unfinished:
+                    self._metrics.whole.observe(now - growing.began)
+                    self._metrics.answer_lens.observe(growing.n_tokens)
+            growing.answers.arrived.put_nowait((growing.index, piece))
+
+    def _count_token(self, growing: _Growing, sample: int, now: float) -> None:
+        if not growing.n_tokens:
+            self._metrics.first_token.observe(now - growing.began)
+        if sample in growing.last_seconds:
+            self._metrics.inter_token.observe(now - growing.last_seconds[sample])
+        growing.last_seconds[sample] = now
+        growing.n_tokens += 1
+        self._metrics.generation_tokens.inc()
+
+    def _fail(self, failed: list[_Growing], error: Exception) -> None:
+        self._metrics.failures.inc()
+        for growing in failed:
+            growing.n_unfinished = 0
+            growing.answers.arrived.put_nowait(error)
+
+
+def _settle(result: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    """Completes an order, unless whoever gave it has gone."""
+    if result.cancelled():
+        return
+    if error is None:
+        result.set_result(value)
+    else:
+        result.set_exception(error)

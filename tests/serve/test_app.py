@@ -1,0 +1,355 @@
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna.chat import Assistant
+from tests.reference.tiny import write_tiny_checkpoint
+from tests.serve.conftest import CONTEXT_LEN, MODEL, Running, data_url, picture
+
+openai = pytest.importorskip("openai")
+
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+
+
+def chat(client: Any, **fields: Any) -> Any:
+    return client.chat.completions.create(**GREEDY | {"messages": HELLO} | fields)
+
+
+def asking(color: str = "red") -> Any:
+    link = {"type": "image_url", "image_url": {"url": data_url(picture(color))}}
+    return [{"role": "user", "content": [link, {"type": "text", "text": "What?"}]}]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"messages": asking()}, {"tools": [ADD]}, {"stop": ["0"]}, {"max_tokens": 40}, {"n": 3}]
+)
+def test_greedy_chat_over_http_equals_the_assistant_streamed_or_not(
+    assistant: Assistant, client: Any, fields: dict[str, Any]
+) -> None:
+    asked = GREEDY | {"messages": HELLO} | fields
+    message = assistant.chat(
+        asked["messages"],
+        asked.get("tools", ()),
+        temperature=0.0,
+        max_new_tokens=asked["max_tokens"],
+        stop=asked.get("stop", ()),
+    )
+    whole = chat(client, **fields)
+    assert whole.object == "chat.completion" and whole.model == MODEL
+    assert [choice.message.content for choice in whole.choices] == [message.text] * asked.get("n", 1)  # type: ignore[union-attr]
+    streamed: dict[int, str] = {}
+    reasons = {}
+    for chunk in chat(client, stream=True, **fields):
+        for choice in chunk.choices:
+            streamed[choice.index] = streamed.get(choice.index, "") + (choice.delta.content or "")
+            reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+    assert list(streamed.values()) == [choice.message.content for choice in whole.choices]
+    assert list(reasons.values()) == [choice.finish_reason for choice in whole.choices]
+
+
+def test_a_stream_has_the_events_that_clients_expect(running: Running) -> None:
+    asked = GREEDY | {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
+    reply = running.post("/v1/chat/completions", asked)
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *events, done, rest = reply.body.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    first, *middle, last, usage = [json.loads(each.removeprefix(b"data: ")) for each in events]
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert all("role" not in each["choices"][0]["delta"] for each in middle)
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 8
+    assert {(each["id"], each["object"], each["model"]) for each in (first, *middle, last, usage)} == {
+        (first["id"], "chat.completion.chunk", MODEL)
+    }
+    assert all(each["usage"] is None for each in (first, *middle, last))
+
+
+def test_usage_may_come_with_every_chunk(client: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    counts = [chunk.usage.completion_tokens for chunk in chat(client, stream=True, stream_options=options)]
+    assert counts[0] == 0 and counts == sorted(counts) and counts[-1] == 8
+
+
+def test_a_seed_gives_the_same_text_whatever_else_runs(assistant: Assistant, client: Any) -> None:
+    drawn = {"temperature": 1.5, "seed": 5, "n": 2}
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(chat, client, **drawn | {"seed": seed}) for seed in (5, 1, 5, 2, 5, 3)]
+        texts = [[choice.message.content for choice in future.result().choices] for future in futures]
+    expected = [m.text for m in assistant.chat(HELLO, temperature=1.5, seed=5, n=2, max_new_tokens=8)]  # type: ignore[union-attr]
+    assert texts[0] == texts[2] == texts[4] == expected != texts[1]
+
+
+def test_sixteen_at_a_time_get_what_each_gets_alone(assistant: Assistant, client: Any) -> None:
+    asked = [asking("blue") if i % 4 == 0 else [{"role": "user", "content": "x" * (1 + 7 * i)}] for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda messages: chat(client, messages=messages), asked))
+    alone = [assistant.chat(messages, temperature=0.0, max_new_tokens=8) for messages in asked]
+    assert [each.choices[0].message.content for each in together] == [message.text for message in alone]  # type: ignore[union-attr]
+
+
+def test_log_probabilities_of_chat_are_the_engines(assistant: Assistant, client: Any) -> None:
+    entries = chat(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    answer = assistant.respond(HELLO, temperature=0.0, max_new_tokens=8, logprobs=3).answers[0]
+    assert [entry.logprob for entry in entries] == pytest.approx([given.chosen for given in answer.logprobs])
+    assert bytes(byte for entry in entries for byte in entry.bytes or []) == assistant.tokenizer.decode_bytes(
+        answer.ids
+    )
+    assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in entries)
+    chunks = list(chat(client, logprobs=True, top_logprobs=3, stream=True))
+    streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    assert streamed == entries
+
+
+def test_completions_take_texts_and_ids_one_or_several(assistant: Assistant, client: Any) -> None:
+    texts = ["Once", "upon a"]
+    expected = [assistant.complete(text, temperature=0.0, max_new_tokens=8) for text in texts]
+    ids = [assistant.text_prompt(text).ids for text in texts]
+    for prompt in (texts, ids):
+        completion = client.completions.create(prompt=prompt, n=2, **GREEDY)
+        assert [choice.index for choice in completion.choices] == [0, 1, 2, 3]
+        assert [choice.text for choice in completion.choices] == [expected[0]] * 2 + [expected[1]] * 2
+    assert completion.usage.prompt_tokens == sum(map(len, ids))
+    assert client.completions.create(prompt=ids[0], **GREEDY).choices[0].text == expected[0]
+    chunks = list(client.completions.create(prompt=texts[1], stream=True, echo=True, **GREEDY))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == texts[1] + str(expected[1])
+    assert (chunks[-1].object, chunks[-1].choices[0].finish_reason) == ("text_completion", "length")
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_echoed_log_probabilities_score_a_text_as_evaluations_need_it(
+    assistant: Assistant, running: Running, max_tokens: int
+) -> None:
+    """The body that lm-eval sends; it needs an entry per token, and the arg-max where the token is one."""
+    ids = [assistant.text_prompt(text).ids for text in ("Once upon a time", "x")]
+    asked = {"model": MODEL, "prompt": ids, "temperature": 0, "max_tokens": max_tokens, "logprobs": 1, "seed": 1}
+    choices = running.post("/v1/completions", asked | {"echo": True}).document["choices"]
+    for prompt, choice in zip(ids, sorted(choices, key=lambda each: each["index"]), strict=True):
+        logprobs = assistant.logits(prompt).log_softmax(dim=-1)
+        given = choice["logprobs"]
+        assert len(given["token_logprobs"]) == len(given["top_logprobs"]) == len(prompt) + max_tokens
+        assert given["token_logprobs"][0] is None and given["top_logprobs"][0] is None
+        expected = [logprobs[i, id_].item() for i, id_ in enumerate(prompt[1:])]
+        # Float32 sums over caches of different shapes.
+        assert given["token_logprobs"][1 : len(prompt)] == pytest.approx(expected, abs=1e-4)
+        for i, top in enumerate(given["top_logprobs"][1:]):
+            assert max(top.values()) == pytest.approx(logprobs[i].max().item(), abs=1e-4)
+
+
+def test_tokens_go_there_and_back(assistant: Assistant, running: Running) -> None:
+    asked = {"prompt": "Straße <|eot|>", "add_special_tokens": False, "return_token_strs": True}
+    reply = running.post("/tokenize", asked).document
+    assert reply["tokens"] == assistant.tokenizer.encode("Straße <|eot|>")
+    assert (reply["count"], reply["max_model_len"]) == (len(reply["token_strs"]), CONTEXT_LEN)
+    assert running.post("/detokenize", {"tokens": reply["tokens"]}).document == {"prompt": "Straße <|eot|>"}
+    assert running.post("/detokenize", {"tokens": [10**9]}).status == 400
+    info = running.get("/tokenizer_info").document
+    assert (info["bos_token"], info["eos_token"]) == ("<|begin_of_text|>", "<|end_of_text|>")
+    whole = running.post("/tokenize", {"messages": HELLO}).document
+    assert whole["tokens"] == assistant.prompt(HELLO).ids
+
+
+def test_models_are_listed_and_others_do_not_exist(running: Running, client: Any) -> None:
+    assert [(model.id, model.max_model_len) for model in client.models.list()] == [(MODEL, CONTEXT_LEN)]
+    assert client.models.retrieve(MODEL).owned_by == "puna"
+    for ask in (lambda: client.models.retrieve("org/other"), lambda: chat(client, model="other")):
+        with pytest.raises(openai.NotFoundError, match="does not exist") as missing:
+            ask()
+        assert missing.value.code == "model_not_found"
+    assert running.get("/version").document["version"]
+    assert running.get("/health").status == running.get("/ready").status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"{", None),
+        (b"\xff", None),
+        (b"[" * 100_000, None),
+        ({"messages": "x"}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": {"type": "text"}}]}, "messages[0].content"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"n": 1000}, "n"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"wishes": 3}, "wishes"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, None),
+    ],
+)
+def test_mistakes_are_400_in_openais_shape(running: Running, body: Any, param: str | None) -> None:
+    asked = body if isinstance(body, bytes) else GREEDY | {"messages": HELLO} | body
+    reply = running.post("/v1/chat/completions", asked)
+    assert reply.status == 400, reply.body
+    error = reply.document["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert error["message"] and (param is None or error["param"] == param)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("messages", "prompt", "tools", "tool_choice", "n", "stop", "seed", "temperature", "top_p", "top_k", "min_p")
+FIELDS += ("max_tokens", "logprobs", "top_logprobs", "stream_options", "response_format", "logit_bias", "echo", "model")
+
+
+@given(path=st.sampled_from(["chat/completions", "completions"]), field=st.sampled_from(FIELDS), value=JSON)
+@settings(max_examples=60, deadline=None)
+def test_nothing_that_a_field_may_hold_is_a_fault_of_ours(running: Running, path: str, field: str, value: Any) -> None:
+    content = {"messages": HELLO} if path.startswith("chat") else {"prompt": "ab"}
+    asked = GREEDY | {"max_tokens": 1} | content | {field: value}
+    reply = running.post(f"/v1/{path}", asked)
+    assert reply.status in (200, 400, 404), reply.body
+    assert reply.status == 200 or reply.document["error"]["message"]
+
+
+def test_other_paths_and_methods_answer_in_the_same_shape(running: Running) -> None:
+    for path, status in (("/nothing", 404), ("/v1/chat/completions", 405)):
+        reply = running.get(path)
+        assert (reply.status, reply.document["error"]["param"]) == (status, None)
+
+
+def test_a_context_that_is_too_small_says_so(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="context holds 2048") as refused:
+        chat(client, max_tokens=CONTEXT_LEN)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_a_fault_of_the_model_is_500_or_an_event_and_the_server_goes_on(
+    assistant: Assistant, running: Running, client: Any
+) -> None:
+    norm = assistant.model.norm.weight
+    sound = norm.clone()
+    norm.fill_(float("nan"))
+    try:
+        with pytest.raises(openai.InternalServerError, match="server's log"):
+            chat(client)
+        with pytest.raises(openai.APIError, match="server's log"):
+            list(chat(client, stream=True))
+    finally:
+        norm.copy_(sound)
+    assert chat(client).choices[0].finish_reason == "length"
+    assert running.get("/health").status == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_model(running: Running, stream: bool) -> None:
+    asked = json.dumps({"model": MODEL, "messages": HELLO, "temperature": 2, "top_p": 1, "stream": stream, "n": 8})
+    body = asked.encode()
+    before = running.server.metrics.disconnects._value.get()
+    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        running.wait_until_busy()
+    running.wait_until_idle()
+    assert running.server.metrics.disconnects._value.get() == before + 1
+
+
+def test_metrics_count_what_was_done(running: Running, client: Any) -> None:
+    chat(client, messages=asking())
+    text = running.get("/metrics").body.decode()
+    counted = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    labels = f'{{model_name="{MODEL}"}}'
+    running.wait_until_idle()
+    assert float(counted[f"puna_num_requests_running{labels}"]) >= 0
+    for name in ("generation_tokens_total", "image_tiles_total", "time_to_first_token_seconds_count"):
+        assert float(counted[f"puna_{name}{labels}"]) > 0
+
+
+@pytest.fixture(scope="module")
+def strict(assistant: Assistant) -> Iterator[Running]:
+    server = Running(assistant, keys=("first", "second"), max_open=2, max_body_bytes=5000, body_seconds=0.5)
+    yield server
+    server.stop()
+
+
+def test_a_key_opens_everything_and_health_needs_none(strict: Running) -> None:
+    for path in ("/v1/models", "/metrics", "/tokenizer_info", "/nothing"):
+        for headers in (
+            {},
+            {"Authorization": "Bearer third"},
+            {"Authorization": "first"},
+            {"Authorization": "Bearer "},
+        ):
+            reply = strict.get(path, headers)
+            assert (reply.status, reply.document["error"]["code"]) == (401, "invalid_api_key")
+    for key in ("first", "second"):
+        assert strict.get("/v1/models", {"Authorization": f"Bearer {key}"}).status == 200
+    assert strict.get("/health").status == strict.get("/ready").status == 200
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=strict.url + "/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_a_full_queue_asks_to_come_back(strict: Running) -> None:
+    client = openai.OpenAI(base_url=strict.url + "/v1", api_key="first", max_retries=0)
+    with chat(client, stream=True, max_tokens=1900, n=2, temperature=2) as stream:
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as busy:
+            chat(client)
+        assert busy.value.response.headers["retry-after"] == "1"
+    strict.wait_until_idle()
+    assert chat(client).choices
+
+
+def test_a_body_that_is_too_long_or_too_slow_is_not_read(strict: Running) -> None:
+    key = {"Authorization": "Bearer first"}
+    assert strict.post("/tokenize", {"prompt": "x" * 6000}, key).status == 413
+    port = int(strict.url.rpartition(":")[2])
+    head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\n"
+    chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
+    for request, status in (
+        (head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 2, b"413"),  # no length announced: counted
+        (head + b"Content-Length: 100\r\n\r\n{", b"408"),
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(request)
+            assert connection.recv(100).split()[1] == status
+
+
+def test_going_down_refuses_new_work_and_finishes_the_old(assistant: Assistant) -> None:
+    server = Running(assistant)
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(chat, client, max_tokens=200, temperature=0)
+        server.wait_until_busy()
+        server.server.drain()
+        assert server.get("/ready").status == 503 and server.get("/health").status == 200
+        refused = server.post("/v1/chat/completions", GREEDY | {"messages": HELLO})
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert old.result().choices[0].finish_reason in ("stop", "length")
+    server.stop()
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    folder, keys = write_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "keys"
+    keys.write_text("# of the tests\nsesame\n", "utf-8")
+    command = [sys.executable, "-m", "puna", "serve", str(folder), "--device", "cpu", "--port", "0", "--json"]
+    with subprocess.Popen([*command, "--api-key-file", str(keys)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        document = json.loads(process.stdout.readline())
+        client = openai.OpenAI(base_url=document["url"], api_key="sesame", max_retries=0)
+        drawn = {"temperature": 2, "top_p": 1, "max_tokens": 300}
+        stream = iter(chat(client, stream=True, **drawn))
+        next(stream)
+        threading.Timer(0.05, process.send_signal, [signal.SIGTERM]).start()
+        reasons = [chunk.choices[0].finish_reason for chunk in stream]
+        assert reasons[-1] in ("stop", "length")
+        assert process.wait(60) == 0
+        assert (document["model"], process.stdout.read()) == ("tiny", "")
