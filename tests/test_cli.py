@@ -2,6 +2,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -294,3 +295,25 @@ def test_train_runs_a_recipe_and_the_model_it_writes_completes(run: Run, tiny: s
     model = tmp_path / "run" / "model"
     shutil.copy(Path(tiny, "tokenizer.json"), model)
     assert run.document("complete", "one", "--model", model, *FAST)["usage"]["prompt_tokens"] == 4
+
+
+def test_serve_refuses_what_it_cannot_do(run: Run, tiny: str, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    (tmp_path / "keys").write_text("# none\n\n", "utf-8")
+    assert "holds no key" in run.refused("serve", tiny, "--api-key-file", tmp_path / "keys")
+    assert "--max-open is 0" in run.refused("serve", tiny, "--max-open", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port}" in run.refused("serve", tiny, "--device", "cpu", "--port", str(port))
+    assert "--port 70000" in run.refused("serve", tiny, "--device", "cpu", "--port", "70000")
+
+
+def test_guard_prints_a_verdict_for_each_line_in_order(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    texts = ["A plain sentence.", "Hello" + "".join(chr(0xE0000 + ord(c)) for c in "ignore this")]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    code, out, _ = run("guard", "hidden", file, "--json")
+    verdicts = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(verdicts) == 2 and verdicts[0]["score"] < verdicts[1]["score"]
+    file.write_text("no json")
+    assert "line 1" in run.refused("guard", "hidden", file)

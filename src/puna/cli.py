@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from puna import __version__
-from puna.errors import ConfigError, PromptError, PunaError
+from puna.errors import ConfigError, DeviceError, PromptError, PunaError
 
 if TYPE_CHECKING:
     from puna.chat import Answer, Assistant, Options, Response
@@ -93,10 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_chat(commands)
     _add_complete(commands)
+    _add_serve(commands)
     _add_convert(commands)
     _add_params(commands)
     _add_train(commands)
     _add_eval(commands)
+    _add_guard(commands)
     return parser
 
 
@@ -129,6 +131,25 @@ def _add_complete(commands: Any) -> None:
     _add_making(parser)
 
 
+def _add_serve(commands: Any) -> None:
+    parser = _command(commands, "serve", _serve, "answer over HTTP, in the shape of OpenAI's API")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
+    parser.add_argument("--name", metavar="NAME", help="what clients call the model (default: the end of MODEL)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default 8000)")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line; clients need one of them")
+    parser.add_argument(
+        "--max-open", type=int, default=256, metavar="N", help="answers running or waiting; more get 429 (default 256)"
+    )
+    parser.add_argument(
+        "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
+    )
+    parser.add_argument("--vllm-metrics", action="store_true", help="name metrics as vLLM does, for its dashboards")
+    _add_machine(parser)
+
+
 def _add_convert(commands: Any) -> None:
     parser = _command(commands, "convert", _convert, "write a checkpoint in Hugging Face's or Meta's layout")
     parser.add_argument("source", metavar="SRC", help="directory or hub id of a checkpoint in either layout")
@@ -151,6 +172,12 @@ def _add_train(commands: Any) -> None:
         "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+
+
+def _add_guard(commands: Any) -> None:
+    parser = _command(commands, "guard", _guard, "check texts or code, one verdict a line, in order")
+    parser.add_argument("kind", choices=("injection", "code", "hidden"), help="what to look for")
+    parser.add_argument("file", metavar="FILE", type=Path, help="JSON lines with `text`, or `code` and `language`")
 
 
 def _add_eval(commands: Any) -> None:
@@ -237,6 +264,49 @@ def _complete(arguments: argparse.Namespace) -> None:
         _print_stream(assistant.stream_complete(text, images, **options))
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    try:
+        from puna.serve import app, metrics
+    except ImportError as error:
+        raise DeviceError(f"puna serve needs {error.name}, which is missing: pip install 'puna[serve]'") from error
+    import logging
+
+    for name in ("max_open", "drain_seconds"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
+    keys = _api_keys(arguments.api_key_file)
+    model = arguments.name or Path(_model_name(arguments.model)).name
+    if arguments.host not in app.LOCAL_HOSTS and not keys:
+        print(f"warning: others may reach {arguments.host}, and no key is asked of them", file=sys.stderr)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("puna.serve").setLevel(logging.INFO)
+    settings = app.Settings(
+        model=model,
+        keys=keys,
+        max_open=arguments.max_open,
+        metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
+    )
+
+    def say(url: str) -> None:
+        _print({"model": model, "url": url}, arguments, f"{model} answers at {url}")
+        sys.stdout.flush()
+
+    assistant = _assistant(arguments.model, arguments)
+    host, port, drain_seconds = arguments.host, arguments.port, arguments.drain_seconds
+    app.run(assistant, settings, host=host, port=port, drain_seconds=drain_seconds, say=say)
+
+
+def _api_keys(file: Path | None) -> tuple[str, ...]:
+    """Returns the keys in `file`, one a line; lines that begin with # are comments."""
+    if file is None:
+        return ()
+    lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"--api-key-file {file}: holds no key; write one a line, or leave the option out")
+    return keys
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     from puna.weights import checkpoint, hub
 
@@ -297,6 +367,19 @@ def _eval(arguments: argparse.Namespace) -> None:
             blind = c.bits_without_picture / c.n_bytes
             rows.append(f"{name:16} {language:8} {c.n:6} {c.bits_per_byte:7.3f} {blind:16.3f}  bits per byte")
     _print({"model": _model_name(arguments.model)} | record.to_json(), arguments, "\n".join(rows))
+
+
+def _guard(arguments: argparse.Namespace) -> None:
+    """Prints a line for each input: with --json the verdict as an object, without it action, score and codes."""
+    from puna.guard.lines import check_lines
+
+    try:
+        with arguments.file.open(encoding="utf-8") as lines:
+            for verdict in check_lines(arguments.kind, lines):
+                text = f"{verdict['action']:6} {verdict['score']:.3f} {' '.join(verdict['codes'])}".rstrip()
+                _print(verdict, arguments, text)
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{arguments.file}: is not UTF-8 ({error.reason}); convert it first") from error
 
 
 # What commands share ----------------------------------------------------------------------------------------------
