@@ -40,6 +40,7 @@ _CANDIDATE = re.compile(
 )
 _TAG = re.compile(rf"<function=({NAME})>\s*")
 _SEPARATOR = re.compile(r"[\s;,]*")
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _BLANK = re.compile(r"\s*")
 _NAME = re.compile(NAME)
 _ARGUMENT = re.compile(r"[^\W\d]\w*")
@@ -172,13 +173,34 @@ def _blank_end(text: str, at: int) -> int:
 
 
 def _object(text: str, start: int) -> tuple[Any, int]:
-    """Returns the JSON value at `start` and its end; where JSON fails, the same in Python's notation is read."""
+    """Returns the JSON value at `start` and its end; where JSON fails, the same in Python's notation is read.
+
+    What is nested too deep is refused before the library reads it: how deep that goes, and how long it takes, would
+    depend on the process's recursion limit.
+    """
+    if _is_deeper(text, start, MAX_DEPTH):
+        raise _NotACallError
     try:
         value, end = _JSON.raw_decode(text, start)
-    except (ValueError, RecursionError):
+    except ValueError:
         reader = _Reader(text, start)
         value, end = reader.value(MAX_DEPTH), reader.at
     return value, end
+
+
+def _is_deeper(text: str, start: int, most: int) -> bool:
+    """Says whether the brackets that open at `start` nest deeper than `most` before they close; strings do not count."""
+    depth = 0
+    for part in _STRUCTURE.finditer(text, start):
+        if part[0] in "[{":
+            depth += 1
+            if depth > most:
+                return True
+        elif part[0] in "]}":
+            depth -= 1
+            if depth <= 0:
+                return False
+    return False
 
 
 def _whole_object(text: str) -> Any:
