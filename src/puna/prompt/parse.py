@@ -189,7 +189,7 @@ def _object(text: str, start: int) -> tuple[Any, int]:
 
 
 def _is_deeper(text: str, start: int, most: int) -> bool:
-    """Says whether the brackets that open at `start` nest deeper than `most` before they close; strings do not count."""
+    """Says whether the brackets that open at `start` nest deeper than `most` before they close; strings are skipped."""
     depth = 0
     for part in _STRUCTURE.finditer(text, start):
         if part[0] in "[{":
