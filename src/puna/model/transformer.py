@@ -89,13 +89,24 @@ class Llama(nn.Module):
         ids and positions int64 [T]; positions are those within each token's own sequence. features [M D], as
         `embed_tiles` makes them, replace the patch tokens of this batch in order; None leaves these embeddings alone.
         """
-        (T,) = sizes(ids, "T")
-        sizes(positions, f"{T}")
-        text = self.config.text
-        x = self.embedding(ids)  # T D
+        x = self.embed(ids, features)  # T D
+        x, routes = self.run_layers(x, positions, store)
+        return Hidden(self.norm(x), routes)
+
+    def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
+        """Returns what the first layer reads, [T D]: the ids' embeddings, patch tokens replaced as `hidden` says."""
+        sizes(ids, "T")
+        x: Tensor = self.embedding(ids)  # T D
         if features is not None and self.config.patch_id is not None:
             x = fuse(x, ids.eq(self.config.patch_id), features)
-        rotation = text_rotation(positions, text_frequencies(text).to(ids.device))
+        return x
+
+    def run_layers(self, x: Tensor, positions: Tensor, store: KVStore) -> tuple[Tensor, tuple[Route, ...]]:
+        """Returns what x [T D] becomes in all layers, before the last norm, and the routes."""
+        (T, _) = sizes(x, "T D")
+        sizes(positions, f"{T}")
+        text = self.config.text
+        rotation = text_rotation(positions, text_frequencies(text).to(x.device))
         scale = text.query_temperature
         temperature = None if scale is None else query_temperature(positions, scale)
         routes = []
@@ -103,7 +114,7 @@ class Llama(nn.Module):
             x, route = layer(x, rotation, temperature, store)
             if route is not None:
                 routes.append(route)
-        return Hidden(self.norm(x), tuple(routes))
+        return x, tuple(routes)
 
     def logits(self, states: Tensor) -> Tensor:
         """Returns float32 logits [R V] of states [R D]."""
