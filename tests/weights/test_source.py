@@ -66,6 +66,15 @@ def assert_same(ours: State, theirs: State) -> None:
         assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
 
 
+def assert_experts_come_alone(path: Path) -> None:
+    """One expert read by itself is the one that lies in the whole parameter, bit for bit."""
+    source = open_source(path)
+    for name in (name for name in source.pieces if ".experts." in name):
+        whole = source.read(name, Staging())
+        for expert, matrix in enumerate(whole):
+            assert torch.equal(source.read_expert(name, expert, Staging()), matrix), (name, expert)
+
+
 # All published forms ------------------------------------------------------------------------------------------------
 
 
@@ -80,6 +89,7 @@ def assert_same(ours: State, theirs: State) -> None:
 def test_every_nesting_of_keys_gives_the_same_model(spell: Callable[[str], str], maverick: Path, copy: Path) -> None:
     write_state(copy, {spell(key): tensor for key, tensor in read_state(maverick).items()})
     assert_same(parameters(copy), parameters(maverick))
+    assert_experts_come_alone(copy)
 
 
 def unfuse(state: State, layers: tuple[int, ...] = (1, 3)) -> None:
@@ -95,6 +105,7 @@ def unfuse(state: State, layers: tuple[int, ...] = (1, 3)) -> None:
 
 def test_experts_kept_apart_give_the_same_model(maverick: Path, copy: Path) -> None:
     assert_same(parameters(rewrite(copy, unfuse)), parameters(maverick))
+    assert_experts_come_alone(copy)
 
 
 def test_activation_scales_and_rotation_tables_are_left_out_on_purpose(maverick: Path, copy: Path) -> None:
@@ -166,6 +177,7 @@ def test_fp8_weights_are_dequantised_within_rounding(form: Callable[[State], Non
     assert changed == {"moe.experts.gate_up", "moe.experts.down"} | (
         {"attention.query.weight"} if form is fbgemm else set()
     )
+    assert_experts_come_alone(copy)
 
 
 def test_fp8_numbers_times_scales_are_exact_in_float32(maverick: Path, copy: Path) -> None:
@@ -195,6 +207,7 @@ def test_fp8_of_metas_format_is_dequantised(maverick: Path, tmp_path: Path) -> N
         error = (ours[name].float() - parameter.float()).abs()
         assert error.max() <= parameter.abs().max() * (2**-4 + 2**-8), name
         assert error.any() == name.startswith("layers.1.moe.experts"), name
+    assert_experts_come_alone(tmp_path / "meta")
 
 
 def test_metas_other_spellings_give_the_same_model(maverick: Path, tmp_path: Path) -> None:

@@ -77,6 +77,25 @@ class Source:
                 tensor.copy_(resample_positions(tensor))
         return tensor
 
+    def read_expert(self, name: str, expert: int, staging: Staging) -> Tensor:
+        """Returns one expert [out in] of a parameter [E out in], as `read` has it; only its own bytes are read."""
+        n_experts, *shape = self.shapes[name]
+        tensor = torch.empty(shape, dtype=self.dtype)
+        for piece in self.pieces[name]:
+            if piece.part.expert not in (None, expert):
+                continue
+            is_stack = piece.part.expert is None  # then its matrices follow one another in the file
+            for shard, (stored, scale) in enumerate(zip(piece.stored, piece.scales, strict=True)):
+                target = region(tensor, piece.part._replace(expert=None), shard, len(piece.stored))
+                start = piece.start + (expert * target.numel() if is_stack else 0)
+                factor = None
+                if scale is not None:
+                    scaled = (n_experts, *target.shape) if is_stack else target.shape
+                    factor = read_whole(scale).float().view(_scale_shape(scaled, scale))
+                    factor = factor.expand(n_experts, -1, -1)[expert] if is_stack else factor
+                fill(target, stored, start, factor, staging, in_first=piece.layout.in_first)
+        return tensor
+
 
 class _Files(NamedTuple):
     """What a directory holds, before it is compared with a configuration: per shard, tensors by canonical key."""
