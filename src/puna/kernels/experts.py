@@ -29,13 +29,17 @@ def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Tensor, 
     T, D = sizes(x, "T D")
     E, _, _ = sizes(gate_up, f"E 2F {D}")
     k = experts.shape[1]
-    is_many = x.device.type == "cpu" and T * k >= E * ROW_BLOCK
-    slots = group_by_expert(experts.flatten(), E, ROW_BLOCK if is_many else 1)
+    slots = group_by_expert(experts.flatten(), E, row_block(T * k, E, x.device))
     rows = (x[:, None] * scores[:, :, None]).flatten(0, 1)  # R D
     grouped = rows.new_zeros(slots.n_slots, D).index_copy(0, slots.slot, rows)
     gate, up = grouped_linear(grouped, gate_up, slots.ends).chunk(2, dim=-1)
     grouped = grouped_linear(F.silu(gate) * up, down, slots.ends)
     return grouped[slots.slot].view(T, k, D).sum(1)  # T D
+
+
+def row_block(n_rows: int, n_experts: int, device: torch.device) -> int:
+    """Returns of what the number of an expert's rows is made a multiple: 1 leaves it as it comes."""
+    return ROW_BLOCK if device.type == "cpu" and n_rows >= n_experts * ROW_BLOCK else 1
 
 
 class Slots(NamedTuple):
