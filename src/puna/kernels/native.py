@@ -1,0 +1,285 @@
+"""Matrix products and a whole decoder step on the processor, in C++ (`native/`), called through ctypes.
+
+In: weights as tensors or in a format of `formats`, packed once; activations. Out: activations, logits.
+A row's result never depends on the rows beside it, bit for bit: a request gets the same tokens alone and in company.
+Not here: when this is used (`available` says whether it can be) and what a model's layers are (`engine/native`).
+Everything has a plain twin: `quantized.linear_plain`, `quantized.routed_experts_plain`, `engine.runner.TorchRunner`.
+"""
+
+import ctypes
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from puna.kernels.build import CannotBuildError, library
+from puna.kernels.experts import group_by_expert
+from puna.kernels.formats import GROUP, Int4, Int8
+from puna.shapes import sizes
+
+Kind = Literal["fp32", "bf16", "int8", "int4"]
+
+KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4")
+_PLAIN: dict[torch.dtype, Kind] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+_BYTES_WORTH_A_TEAM = 1 << 18  # of weights in a layer: what one core reads while threads meet a dozen times
+
+
+class Packed(NamedTuple):
+    """A matrix [n_out n_in], or `n_experts` of them, in the order in which the kernels read it: data uint8 [bytes]."""
+
+    kind: Kind
+    n_experts: int | None
+    n_out: int
+    n_in: int
+    data: Tensor
+
+
+class Matrix(Structure):
+    """`Matrix` of matmul.h."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("expert_bytes", c_int64),
+        ("kind", c_int32),
+        ("n_out", c_int32),
+        ("n_in", c_int32),
+        ("n_experts", c_int32),
+    )
+
+
+class Store(Structure):
+    """`Store` of attention.h: keys and values of one layer."""
+
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+        ("numbers", c_int32),
+        ("n_kv_heads", c_int32),
+        ("block_len", c_int32),
+        ("head_dim", c_int32),
+    )
+
+
+class Layer(Structure):
+    """`Layer` of decoder.h."""
+
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("feed_forward_norm", c_void_p),
+        ("query", Matrix),
+        ("key", Matrix),
+        ("value", Matrix),
+        ("output", Matrix),
+        ("router", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("shared_gate", Matrix),
+        ("shared_up", Matrix),
+        ("shared_down", Matrix),
+        ("store", Store),
+        ("uses_rope", c_int32),
+        ("uses_qk_norm", c_int32),
+        ("uses_temperature", c_int32),
+        ("is_chunked", c_int32),
+    )
+
+
+class Model(Structure):
+    """`Model` of decoder.h."""
+
+    _fields_ = (
+        ("layers", POINTER(Layer)),
+        ("frequencies", c_void_p),
+        ("norm", c_void_p),
+        ("embedding", c_void_p),
+        ("head", Matrix),
+        ("floor_len", c_int64),
+        ("temperature_scale", c_double),
+        ("norm_eps", c_float),
+        ("embedding_is_bf16", c_int32),
+        ("n_layers", c_int32),
+        ("width", c_int32),
+        ("n_heads", c_int32),
+        ("n_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("n_experts", c_int32),
+        ("n_active_experts", c_int32),
+        ("chunk_len", c_int64),
+    )
+
+
+class Entry(Structure):
+    """`Entry` of decoder.h."""
+
+    _fields_ = (
+        ("global_blocks", c_void_p),
+        ("chunk_blocks", c_void_p),
+        ("n_new", c_int64),
+        ("start", c_int64),
+        ("chunk_base", c_int64),
+    )
+
+
+class Batch(Structure):
+    """`Batch` of decoder.h."""
+
+    _fields_ = (
+        ("ids", c_void_p),
+        ("features", c_void_p),
+        ("feature_row", c_void_p),
+        ("entries", POINTER(Entry)),
+        ("wanted", c_void_p),
+        ("logits", c_void_p),
+        ("routes", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_entries", c_int64),
+        ("n_wanted", c_int64),
+    )
+
+
+def available() -> bool:
+    """Returns whether the kernels were built for this processor and can be used."""
+    return _library() is not None
+
+
+def pack(weight: Tensor | Int4 | Int8) -> Packed:
+    """Returns a weight [out in] or [E out in] in the order of the kernels, its numbers as they are.
+
+    Any sizes: the last block of outputs and the last group of inputs are filled with zeros. Tensors are float32 or
+    bfloat16. Needs `available()`.
+    """
+    if isinstance(weight, Tensor):
+        kind, codes, scales = _PLAIN[weight.dtype], weight, None
+    else:
+        kind, codes, scales = ("int4" if isinstance(weight, Int4) else "int8"), weight.codes, weight.scales
+    n_experts = codes.shape[0] if codes.dim() == 3 else None
+    *_, n_out, n_in = codes.shape
+    n_in = 2 * n_in if kind == "int4" else n_in
+    each = _loaded().puna_matrix_bytes(KINDS.index(kind), n_out, n_in)
+    data = _aligned(each * (n_experts or 1))
+    for expert in range(n_experts or 1):
+        source = codes if n_experts is None else codes[expert]
+        factors = None if scales is None else scales if n_experts is None else scales[expert]
+        _pack_one(kind, source, factors, n_out, n_in, data[expert * each : (expert + 1) * each])
+    return Packed(kind, n_experts, n_out, n_in, data)
+
+
+def linear(x: Tensor, weight: Packed) -> Tensor:
+    """Returns x @ weight.T, [.. in] -> [.. out], in the dtype of x."""
+    rows = x.detach().reshape(-1, weight.n_in).float().contiguous()
+    out = torch.empty(rows.shape[0], weight.n_out)
+    if len(rows):
+        matrix = matrix_of(weight)
+        _loaded().puna_linear(ctypes.byref(matrix), rows.data_ptr(), len(rows), out.data_ptr(), _n_threads())
+    return out.view(*x.shape[:-1], weight.n_out).to(x.dtype)
+
+
+def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Packed, down: Packed) -> Tensor:
+    """Returns for each token the sum over its experts of Expert(score * x), as `experts.routed_experts` does."""
+    T, D = sizes(x, "T D")
+    k = experts.shape[1]
+    assert gate_up.n_experts is not None, "a stack of experts"
+    slots = group_by_expert(experts.flatten(), gate_up.n_experts, 1)
+    rows = x.new_empty(T * k, D).index_copy_(0, slots.slot, (x[:, None] * scores[:, :, None]).flatten(0, 1))  # R D
+    begins = torch.cat([slots.ends.new_zeros(1), slots.ends]).long()  # E+1
+    gate, up = _grouped_linear(rows, gate_up, begins).chunk(2, dim=-1)  # R F
+    mixed = _grouped_linear(F.silu(gate) * up, down, begins)  # R D
+    return mixed[slots.slot].view(T, k, D).sum(1)  # T D
+
+
+def matrix_of(weight: Packed | None) -> Matrix:
+    """Returns the structure that C++ reads; `weight.data` must outlive it. None gives a matrix that is not there."""
+    if weight is None:
+        return Matrix()
+    n_experts = weight.n_experts or 1
+    return Matrix(
+        data=weight.data.data_ptr(),
+        expert_bytes=weight.data.numel() // n_experts,
+        kind=KINDS.index(weight.kind),
+        n_out=weight.n_out,
+        n_in=weight.n_in,
+        n_experts=n_experts,
+    )
+
+
+def forward(model: Model, batch: Batch, *, layer_bytes: int) -> None:
+    """Runs the decoder over a batch: fills `batch.logits`, stores keys and values. All pointers must be good.
+
+    `layer_bytes` are those of a layer that one token reads: for little work one thread is faster than several.
+    """
+    is_little = layer_bytes * max(1, batch.n_tokens // 4) < _BYTES_WORTH_A_TEAM
+    _loaded().puna_forward(ctypes.byref(model), ctypes.byref(batch), 1 if is_little else _n_threads())
+
+
+def _grouped_linear(x: Tensor, weight: Packed, begins: Tensor) -> Tensor:
+    rows = x.detach().float().contiguous()
+    out = torch.empty(rows.shape[0], weight.n_out)
+    matrix = matrix_of(weight)
+    _loaded().puna_grouped_linear(
+        ctypes.byref(matrix), rows.data_ptr(), begins.data_ptr(), out.data_ptr(), _n_threads()
+    )
+    return out.to(x.dtype)
+
+
+def _pack_one(kind: Kind, codes: Tensor, scales: Tensor | None, n_out: int, n_in: int, target: Tensor) -> None:
+    if kind == "int4" and n_in % GROUP:
+        raise ValueError(f"int4 has groups of {GROUP} inputs, got {n_in} inputs")
+    source = codes.contiguous()
+    factors = None if scales is None else scales.to(torch.bfloat16 if kind == "int4" else torch.float32).contiguous()
+    _loaded().puna_pack(
+        KINDS.index(kind),
+        source.data_ptr(),
+        None if factors is None else factors.data_ptr(),
+        n_out,
+        n_in,
+        target.data_ptr(),
+        _n_threads(),
+    )
+
+
+def _aligned(n_bytes: int) -> Tensor:
+    """Returns memory that begins on the border of a cache line."""
+    room = torch.empty(n_bytes + 64, dtype=torch.uint8)
+    return room.narrow(0, -room.data_ptr() % 64, n_bytes)
+
+
+def _n_threads() -> int:
+    return torch.get_num_threads()
+
+
+def _loaded() -> ctypes.CDLL:
+    loaded = _library()
+    assert loaded is not None, "callers ask `available` first"
+    return loaded
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        path = library()
+    except CannotBuildError:
+        return None
+    if not path.exists():
+        return None
+    loaded = ctypes.CDLL(str(path))
+    pointer, number, count = c_void_p, c_int64, c_int32
+    signatures = {
+        "puna_matrix_bytes": ((count, number, number), number),
+        "puna_pack": ((count, pointer, pointer, number, number, pointer, count), None),
+        "puna_linear": ((POINTER(Matrix), pointer, number, pointer, count), None),
+        "puna_grouped_linear": ((POINTER(Matrix), pointer, pointer, pointer, count), None),
+        "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),
+        "puna_struct_bytes": ((count,), number),
+    }
+    for name, (arguments, result) in signatures.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, result
+    for number_, structure in enumerate((Matrix, Store, Layer, Model, Entry, Batch)):
+        assert ctypes.sizeof(structure) == loaded.puna_struct_bytes(number_), f"{structure.__name__} differs from C++"
+    return loaded

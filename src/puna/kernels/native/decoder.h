@@ -1,0 +1,448 @@
+// One forward of the decoder over a flat batch: ids in, logits out, keys and values stored on the way.
+//
+// The same mathematics as puna/model/transformer.py, which is its twin. Sums and everything between the matrices are
+// float32; activations are rounded to what a matrix asks for (bfloat16 or int8) just before it. A layer is nine phases
+// that all threads go through together. Structures are laid out for Python's ctypes: see native.py.
+#pragma once
+#include <cmath>
+#include <vector>
+#include "attention.h"
+#include "matmul.h"
+#include "team.h"
+
+struct Layer {
+    const float* attention_norm;     // [D]
+    const float* feed_forward_norm;  // [D]
+    Matrix query, key, value, output;
+    Matrix router, gate_up, down;               // routed experts; data is nullptr in dense layers
+    Matrix shared_gate, shared_up, shared_down;  // the shared expert, or a dense layer's feed-forward
+    Store store;
+    int32_t uses_rope, uses_qk_norm, uses_temperature, is_chunked;
+};
+
+struct Model {
+    const Layer* layers;
+    const float* frequencies;  // [H/2]
+    const float* norm;         // [D]
+    const void* embedding;     // [V D]
+    Matrix head;
+    int64_t floor_len;  // of the queries' temperature
+    double temperature_scale;
+    float norm_eps;
+    int32_t embedding_is_bf16, n_layers, width, n_heads, n_kv_heads, head_dim, n_experts, n_active_experts;
+    int64_t chunk_len;  // 0 for none
+};
+
+struct Entry {  // new tokens of one sequence
+    const int32_t* global_blocks;  // position p lies in global_blocks[p / block_len]
+    const int32_t* chunk_blocks;   // and in chunk_blocks[(p - chunk_base) / block_len]
+    int64_t n_new, start, chunk_base;
+};
+
+struct Batch {
+    const int64_t* ids;          // [T]
+    const float* features;       // [M D]
+    const int64_t* feature_row;  // [T]: the feature that takes an id's place, or -1
+    const Entry* entries;
+    const int64_t* wanted;       // [R]: rows whose logits are needed
+    float* logits;               // [R V]
+    int32_t* routes;             // [layers, T, active experts], or nullptr
+    int64_t n_tokens, n_entries, n_wanted;
+};
+
+// Rows of bytes or floats that one thread or all of them fill; kept between calls.
+template <class T> struct Rows {
+    std::vector<T, std::allocator<T>> memory;
+    T* first = nullptr;
+    int64_t stride = 0;
+
+    void shape(int64_t n, int64_t width) {
+        const int64_t unit = 64 / sizeof(T);
+        stride = padded(width, unit);
+        if ((int64_t)memory.size() < n * stride + unit) memory.resize(n * stride + unit);
+        first = (T*)padded((int64_t)memory.data(), 64);
+    }
+    T* operator[](int64_t i) const { return first + i * stride; }
+};
+
+// A product that is part of a phase: some rows times one matrix (of one expert).
+struct Product {
+    const Matrix* w;
+    int64_t expert, n_rows;
+    const uint8_t* const* rows;
+    float* const* out;
+};
+
+// Tokens of one sequence and one chunk: positions count from the chunk's first.
+struct Piece {
+    const Entry* entry;
+    int64_t first_row, n_rows, base, first_position;  // base: position that the blocks begin with
+};
+
+class Forward {
+  public:
+    Forward(const Model& model, const Batch& batch) : m(model), b(batch), T(batch.n_tokens) {}
+
+    void run(int n_threads) {
+        prepare();
+        together(n_threads, (size_t)m.n_layers * 16 + 8, [&](Member& team) {
+            embed(team);
+            for (int32_t i = 0; i < m.n_layers; ++i) layer(team, m.layers[i], i);
+            logits(team);
+        });
+    }
+
+  private:
+    const Model& m;
+    const Batch& b;
+    const int64_t T;
+
+    static inline thread_local TileRoom room;
+    // All of this is memory for one call; it is kept for the next one, which is made under the same lock (`together`).
+    struct Scratch {
+        Rows<float> x, q, k, v, mixed, gate_up, shared_hidden, angles, normed, router;
+        Rows<uint8_t> records, router_records, shared_records, hidden_records, shared_hidden_records, queries;
+        std::vector<const uint8_t*> record_at, router_record_at, shared_record_at, routed_at, hidden_at, shared_hidden_at, head_at;
+        std::vector<float*> x_at, q_at, k_at, v_at, gate_up_at, shared_gate_at, shared_up_at, target_at, router_at, logits_at;
+        std::vector<float> temperatures, scores, row_scores;
+        std::vector<int32_t> chosen, token_of_row;
+        std::vector<int64_t> expert_begins, active, position;  // active: experts that somebody chose
+        std::vector<Piece> whole, chunked;
+    };
+    static inline Scratch s;
+
+    template <class P, class R> static void point(std::vector<P>& at, const R& rows, int64_t n, int64_t offset = 0) {
+        at.resize(n);
+        for (int64_t i = 0; i < n; ++i) at[i] = rows[i] + offset;
+    }
+
+    void prepare() {
+        const int64_t H = m.head_dim, k = m.n_active_experts, R = T * k;
+        int64_t widest_hidden = 0, widest_shared = 0;
+        for (int32_t i = 0; i < m.n_layers; ++i) {
+            widest_hidden = std::max<int64_t>(widest_hidden, m.layers[i].gate_up.n_out);
+            widest_shared = std::max<int64_t>(widest_shared, 2 * (int64_t)m.layers[i].shared_gate.n_out);
+        }
+        s.x.shape(T, m.width);
+        s.normed.shape(T, m.width);
+        s.q.shape(T, m.n_heads * H);
+        s.k.shape(T, m.n_kv_heads * H);
+        s.v.shape(T, m.n_kv_heads * H);
+        s.mixed.shape(T, m.n_heads * padded(H, LANES));
+        s.queries.shape(T, m.n_heads * padded(H, 2) * 4);
+        s.angles.shape(T, H);
+        s.gate_up.shape(R, widest_hidden);
+        s.shared_hidden.shape(T, widest_shared);
+        s.router.shape(T, std::max(1, m.n_experts));
+        const int64_t most = 4 * padded(std::max<int64_t>({m.width, m.n_heads * H, widest_hidden / 2, widest_shared / 2}), GROUP);
+        s.records.shape(std::max(T, b.n_wanted), most);
+        s.router_records.shape(T, most);
+        s.shared_records.shape(T, most);
+        s.hidden_records.shape(R, most);
+        s.shared_hidden_records.shape(T, most);
+        point(s.record_at, s.records, std::max(T, b.n_wanted));
+        point(s.router_record_at, s.router_records, T);
+        point(s.shared_record_at, s.shared_records, T);
+        point(s.hidden_at, s.hidden_records, R);
+        point(s.shared_hidden_at, s.shared_hidden_records, T);
+        point(s.x_at, s.x, T);
+        point(s.q_at, s.q, T);
+        point(s.k_at, s.k, T);
+        point(s.v_at, s.v, T);
+        point(s.gate_up_at, s.gate_up, R);
+        point(s.shared_gate_at, s.shared_hidden, T);
+        point(s.router_at, s.router, T);
+        s.temperatures.resize(T);
+        s.scores.resize(R);
+        s.row_scores.resize(R);
+        s.chosen.resize(R);
+        s.token_of_row.resize(R);
+        s.routed_at.resize(R);
+        s.target_at.resize(R);
+        s.expert_begins.resize(m.n_experts + 1);
+        s.position.resize(T);
+        s.whole.clear();
+        s.chunked.clear();
+        int64_t row = 0;
+        for (int64_t e = 0; e < b.n_entries; ++e) {
+            const Entry& entry = b.entries[e];
+            for (int64_t i = 0; i < entry.n_new; ++i) s.position[row + i] = entry.start + i;
+            s.whole.push_back({&entry, row, entry.n_new, 0, entry.start});
+            const int64_t end = entry.start + entry.n_new;
+            for (int64_t p = entry.start; p < end && m.chunk_len;) {
+                const int64_t base = p / m.chunk_len * m.chunk_len;
+                const int64_t n = std::min(end, base + m.chunk_len) - p;
+                s.chunked.push_back({&entry, row + p - entry.start, n, base, p});
+                p += n;
+            }
+            row += entry.n_new;
+        }
+    }
+
+    void embed(Member& team) {
+        team.each(T, [&](int64_t t) {
+            const int64_t D = m.width, H = m.head_dim, feature = b.feature_row ? b.feature_row[t] : -1;
+            float* x = s.x[t];
+            for (int64_t d = 0; d < D; d += LANES) {
+                const __mmask16 mask = lanes_below(D, d);
+                __m512 part;
+                if (feature >= 0) part = _mm512_maskz_loadu_ps(mask, b.features + feature * D + d);
+                else if (m.embedding_is_bf16)
+                    part = from_bf16(_mm256_maskz_loadu_epi16(mask, (const bf16*)m.embedding + b.ids[t] * D + d));
+                else part = _mm512_maskz_loadu_ps(mask, (const float*)m.embedding + b.ids[t] * D + d);
+                _mm512_storeu_ps(x + d, part);
+            }
+            // Angles are exact to ten million positions: an integer times a float32 frequency, in float64.
+            for (int64_t i = 0; i < H / 2; ++i) {
+                const double angle = (double)s.position[t] * (double)m.frequencies[i];
+                s.angles[t][2 * i] = (float)std::cos(angle);
+                s.angles[t][2 * i + 1] = (float)std::sin(angle);
+            }
+            s.temperatures[t] = m.floor_len
+                ? (float)(1 + m.temperature_scale * std::log1p((double)((s.position[t] + 1) / m.floor_len))) : 1.0f;
+        });
+    }
+
+    static void rms_norm(const float* x, const float* gain, float eps, int64_t n, float* out) {
+        __m512 squares = _mm512_setzero_ps();
+        for (int64_t i = 0; i < n; i += LANES) {
+            const __m512 part = _mm512_maskz_loadu_ps(lanes_below(n, i), x + i);
+            squares = _mm512_fmadd_ps(part, part, squares);
+        }
+        const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / (float)n + eps));
+        for (int64_t i = 0; i < n; i += LANES) {
+            const __mmask16 mask = lanes_below(n, i);
+            __m512 part = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
+            if (gain) part = _mm512_mul_ps(part, _mm512_maskz_loadu_ps(mask, gain + i));
+            _mm512_mask_storeu_ps(out + i, mask, part);
+        }
+    }
+
+    // Runs some products as one phase: their panels are its tasks.
+    template <int MODE, size_t N> static void products(Member& team, const Product (&list)[N]) {
+        int64_t n_tasks = 0;
+        for (const Product& p : list) n_tasks += n_panels(*p.w);
+        team.each(n_tasks, [&](int64_t i) {
+            for (const Product& p : list) {
+                const int64_t n = n_panels(*p.w);
+                if (i < n) return panel<MODE>(*p.w, p.expert, i, p.n_rows, p.rows, p.out);
+                i -= n;
+            }
+        });
+    }
+
+    void layer(Member& team, const Layer& y, int32_t number) {
+        team.each(T, [&](int64_t t) {
+            rms_norm(s.x[t], y.attention_norm, m.norm_eps, m.width, s.normed[t]);
+            make_record(y.query.kind, s.normed[t], m.width, 1.0f, s.records[t]);
+        });
+        products<SET>(team, {{&y.query, 0, T, s.record_at.data(), s.q_at.data()},
+                             {&y.key, 0, T, s.record_at.data(), s.k_at.data()},
+                             {&y.value, 0, T, s.record_at.data(), s.v_at.data()}});
+        remember(team, y);
+        attention(team, y);
+        team.each(T, [&](int64_t t) {
+            make_record(y.output.kind, dense_heads(t), (int64_t)m.n_heads * m.head_dim, 1.0f, s.records[t]);
+        });
+        products<ADD>(team, {{&y.output, 0, T, s.record_at.data(), s.x_at.data()}});
+        if (y.gate_up.data) experts(team, y, number);
+        else dense(team, y);
+    }
+
+    // The mixed values of all heads of one token, without the lanes that filled heads up.
+    float* dense_heads(int64_t t) {
+        const int64_t H = m.head_dim, Hp = padded(H, LANES);
+        if (H != Hp)
+            for (int64_t n = 1; n < m.n_heads; ++n) std::memmove(s.mixed[t] + n * H, s.mixed[t] + n * Hp, H * 4);
+        return s.mixed[t];
+    }
+
+    void rotate(float* x, const float* angles) const {
+        for (int64_t i = 0; i < m.head_dim; i += 2) {
+            const float even = x[i], odd = x[i + 1], cosine = angles[i], sine = angles[i + 1];
+            x[i] = even * cosine - odd * sine;
+            x[i + 1] = even * sine + odd * cosine;
+        }
+    }
+
+    // Rotates and norms queries and keys, scales queries, stores keys and values.
+    void remember(Member& team, const Layer& y) {
+        const int64_t H = m.head_dim;
+        const std::vector<Piece>& pieces = y.is_chunked ? s.chunked : s.whole;
+        team.each(T, [&](int64_t t) {
+            for (int64_t n = 0; n < m.n_heads + m.n_kv_heads; ++n) {
+                const bool is_query = n < m.n_heads;
+                float* x = is_query ? s.q[t] + n * H : s.k[t] + (n - m.n_heads) * H;
+                if (y.uses_rope) {
+                    rotate(x, s.angles[t]);
+                    if (y.uses_qk_norm) rms_norm(x, nullptr, m.norm_eps, H, x);
+                } else if (is_query && y.uses_temperature) {
+                    for (int64_t h = 0; h < H; ++h) x[h] *= s.temperatures[t];
+                }
+                if (is_query) {
+                    uint8_t* query = s.queries[t] + n * padded(H, 2) * 4;
+                    if (y.store.numbers == KV_FP32) std::memcpy(query, x, H * 4);
+                    else for (int64_t h = 0; h < H; ++h) ((bf16*)query)[h] = to_bf16(x[h]);
+                }
+            }
+        });
+        // By block, so that no two threads write into one line of memory: a piece's rows block after block.
+        const int64_t len = y.store.block_len;
+        team.each((int64_t)pieces.size() * m.n_kv_heads, [&](int64_t i) {
+            const Piece& piece = pieces[i / m.n_kv_heads];
+            const int64_t head = i % m.n_kv_heads;
+            const int32_t* blocks = blocks_of(piece, y);
+            for (int64_t r = 0; r < piece.n_rows; ++r) {
+                const int64_t offset = piece.first_position + r - piece.base, row = piece.first_row + r;
+                write_position(y.store, blocks[offset / len], head, offset % len, s.k[row] + head * H, s.v[row] + head * H);
+            }
+        });
+    }
+
+    static const int32_t* blocks_of(const Piece& piece, const Layer& y) {
+        if (!y.is_chunked) return piece.entry->global_blocks;
+        return piece.entry->chunk_blocks + (piece.base - piece.entry->chunk_base) / y.store.block_len;
+    }
+
+    void attention(Member& team, const Layer& y) {
+        const std::vector<Piece>& pieces = y.is_chunked ? s.chunked : s.whole;
+        const int64_t G = m.n_heads / m.n_kv_heads, H = m.head_dim, Hp = padded(H, LANES);
+        int64_t n_tasks = 0;  // the queries of one key head of a piece, eight by eight
+        for (const Piece& p : pieces) n_tasks += (p.n_rows * G + MOST_QUERIES - 1) / MOST_QUERIES * m.n_kv_heads;
+        team.each(n_tasks, [&](int64_t i) {
+            const Piece* p = pieces.data();
+            int64_t n = 0;
+            for (;; ++p, i -= n) {
+                n = (p->n_rows * G + MOST_QUERIES - 1) / MOST_QUERIES * m.n_kv_heads;
+                if (i < n) break;
+            }
+            // The last queries see the most, so they come first.
+            const int64_t head = i % m.n_kv_heads, eight = n / m.n_kv_heads - 1 - i / m.n_kv_heads;
+            const uint8_t* query[MOST_QUERIES];
+            int64_t seen[MOST_QUERIES];
+            float* out[MOST_QUERIES];
+            int count = 0;
+            for (int64_t j = eight * MOST_QUERIES; j < std::min(p->n_rows * G, (eight + 1) * MOST_QUERIES); ++j, ++count) {
+                const int64_t r = j / G, row = p->first_row + r, which = head * G + j % G;
+                query[count] = s.queries[row] + which * padded(H, 2) * 4;
+                seen[count] = p->first_position + r - p->base + 1;
+                out[count] = s.mixed[row] + which * Hp;
+            }
+            attend_some(count, y.store, blocks_of(*p, y), head, query, seen, out, room);
+        });
+    }
+
+    // silu(gate) * up of one row; gate and up lie one after the other.
+    static void gate(float* row, int64_t F, float factor) {
+        const __m512 f = _mm512_set1_ps(factor);
+        for (int64_t i = 0; i < F; i += LANES) {
+            const __mmask16 mask = lanes_below(F, i);
+            const __m512 g = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + i), f);
+            const __m512 u = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, row + F + i), f);
+            _mm512_mask_storeu_ps(row + i, mask, _mm512_mul_ps(silu(g), u));
+        }
+    }
+
+    void dense(Member& team, const Layer& y) {
+        const int64_t F = y.shared_gate.n_out;
+        team.each(T, [&](int64_t t) {
+            rms_norm(s.x[t], y.feed_forward_norm, m.norm_eps, m.width, s.normed[t]);
+            make_record(y.shared_gate.kind, s.normed[t], m.width, 1.0f, s.shared_records[t]);
+            if (t == 0) point(s.shared_up_at, s.shared_hidden, T, F);
+        });
+        products<SET>(team, {{&y.shared_gate, 0, T, s.shared_record_at.data(), s.shared_gate_at.data()},
+                             {&y.shared_up, 0, T, s.shared_record_at.data(), s.shared_up_at.data()}});
+        team.each(T, [&](int64_t t) {
+            gate(s.shared_hidden[t], F, 1.0f);
+            make_record(y.shared_down.kind, s.shared_hidden[t], F, 1.0f, s.shared_hidden_records[t]);
+        });
+        products<ADD>(team, {{&y.shared_down, 0, T, s.shared_hidden_at.data(), s.x_at.data()}});
+    }
+
+    void experts(Member& team, const Layer& y, int32_t number) {
+        const int64_t F = y.gate_up.n_out / 2, Fs = y.shared_gate.n_out, k = m.n_active_experts;
+        team.each(T, [&](int64_t t) {
+            rms_norm(s.x[t], y.feed_forward_norm, m.norm_eps, m.width, s.normed[t]);
+            make_record(y.router.kind, s.normed[t], m.width, 1.0f, s.router_records[t]);
+            make_record(y.shared_gate.kind, s.normed[t], m.width, 1.0f, s.shared_records[t]);
+            if (y.gate_up.kind != y.shared_gate.kind) make_record(y.gate_up.kind, s.normed[t], m.width, 1.0f, s.records[t]);
+            if (t == 0) point(s.shared_up_at, s.shared_hidden, T, Fs);
+        });
+        products<SET>(team, {{&y.router, 0, T, s.router_record_at.data(), s.router_at.data()}});
+        team.each(1, [&](int64_t) { route(y, number); });
+        // The score of an expert multiplies its input; its first matrix is linear, so here it multiplies the product.
+        const int64_t n_routed = n_panels(y.gate_up), n_shared = n_panels(y.shared_gate);
+        team.each((int64_t)s.active.size() * n_routed + 2 * n_shared, [&](int64_t i) {
+            if (i < 2 * n_shared) {
+                const bool is_gate = i < n_shared;
+                return panel<SET>(is_gate ? y.shared_gate : y.shared_up, 0, i % n_shared, T, s.shared_record_at.data(),
+                                  is_gate ? s.shared_gate_at.data() : s.shared_up_at.data());
+            }
+            const int64_t e = s.active[(i - 2 * n_shared) / n_routed], begin = s.expert_begins[e];
+            panel<SET>(y.gate_up, e, (i - 2 * n_shared) % n_routed, s.expert_begins[e + 1] - begin,
+                       s.routed_at.data() + begin, s.gate_up_at.data() + begin);
+        });
+        team.each(T + T * k, [&](int64_t i) {
+            if (i < T) {
+                gate(s.shared_hidden[i], Fs, 1.0f);
+                return make_record(y.shared_down.kind, s.shared_hidden[i], Fs, 1.0f, s.shared_hidden_records[i]);
+            }
+            gate(s.gate_up[i - T], F, s.row_scores[i - T]);
+            make_record(y.down.kind, s.gate_up[i - T], F, 1.0f, s.hidden_records[i - T]);
+        });
+        // A task owns some outputs of all tokens: each token's sum is shared expert first, then routed ones by number.
+        team.each(n_panels(y.shared_down), [&](int64_t i) {
+            panel<ADD>(y.shared_down, 0, i, T, s.shared_hidden_at.data(), s.x_at.data());
+            for (const int64_t e : s.active) {
+                const int64_t begin = s.expert_begins[e], n = s.expert_begins[e + 1] - begin;
+                panel<ADD>(y.down, e, i, n, s.hidden_at.data() + begin, s.target_at.data() + begin);
+            }
+        });
+    }
+
+    // Chooses each token's experts and groups their rows by expert, in the order of the tokens.
+    void route(const Layer& y, int32_t number) {
+        const int64_t E = m.n_experts, k = m.n_active_experts;
+        std::fill(s.expert_begins.begin(), s.expert_begins.end(), 0);
+        for (int64_t t = 0; t < T; ++t) {
+            const float* logits = s.router[t];
+            for (int64_t j = 0; j < k; ++j) {
+                int32_t best = -1;
+                for (int32_t e = 0; e < E; ++e) {
+                    bool taken = false;
+                    for (int64_t i = 0; i < j; ++i) taken |= s.chosen[t * k + i] == e;
+                    if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
+                }
+                s.chosen[t * k + j] = best;
+                s.scores[t * k + j] = 1.0f / (1.0f + std::exp(-logits[best]));
+                ++s.expert_begins[best + 1];
+            }
+        }
+        if (b.routes) std::memcpy(b.routes + (int64_t)number * T * k, s.chosen.data(), T * k * 4);
+        s.active.clear();
+        for (int64_t e = 0; e < E; ++e) {
+            if (s.expert_begins[e + 1]) s.active.push_back(e);
+            s.expert_begins[e + 1] += s.expert_begins[e];
+        }
+        std::vector<int64_t> next(s.expert_begins.begin(), s.expert_begins.end() - 1);
+        for (int64_t i = 0; i < T * k; ++i) {
+            const int64_t row = next[s.chosen[i]]++, t = i / k;
+            s.row_scores[row] = s.scores[i];
+            s.routed_at[row] = y.gate_up.kind == y.shared_gate.kind ? s.shared_record_at[t] : s.record_at[t];
+            s.target_at[row] = s.x[t];
+        }
+    }
+
+    void logits(Member& team) {
+        team.each(b.n_wanted, [&](int64_t r) {
+            const int64_t t = b.wanted[r];
+            rms_norm(s.x[t], m.norm, m.norm_eps, m.width, s.normed[r]);
+            make_record(m.head.kind, s.normed[r], m.width, 1.0f, s.records[r]);
+            if (r == 0) {
+                s.logits_at.resize(b.n_wanted);
+                for (int64_t i = 0; i < b.n_wanted; ++i) s.logits_at[i] = b.logits + i * (int64_t)m.head.n_out;
+            }
+        });
+        products<SET>(team, {{&m.head, 0, b.n_wanted, s.record_at.data(), s.logits_at.data()}});
+    }
+};
