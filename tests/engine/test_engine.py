@@ -82,7 +82,7 @@ def test_n_samples_share_their_prompt_and_equal_requests_with_the_next_seeds(mod
 
 
 def test_a_picture_is_seen_once_for_all_samples_and_pieces_of_its_prompt(model: Llama) -> None:
-    tiles = torch.zeros(2, 3, 16, 16)
+    tiles = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     request = Request(ids=[PATCH_ID] * 8, tiles=tiles, n=3, sampling=greedy(5))
     n_seen: list[int] = []
     assert model.vision is not None

@@ -1,24 +1,29 @@
 """Many requests decoded together, one forward a step: ids and tiles in, one event per new token out.
 
-A sequence is a cache plus the ids that the cache has not read yet: the prompt at first, afterwards the token chosen
-last. A step reads one flat batch: the one id of each decoding sequence, then as much of the prompts as the step's
-budget leaves. Sequences that have read everything get their next token. So prompts of any length join and samples
-leave at every step, and nobody who is decoding waits for a long prompt.
-Not here: text, stop strings, messages, threads (one thread steps; a server queues in front), and a bound on memory:
-caches grow as their sequences do.
+A step schedules, runs, samples and settles. It reads one flat batch: the one id of each decoding sequence, then as
+much of the prompts as the step's budget leaves; sequences that have then read all they know get their next token.
+Whatever else runs beside it, a request gets the tokens that it gets alone. Keys and values lie in blocks of a fixed
+number of bytes; a request that could never fit is refused when it comes, everything else finishes.
+Not here: text, stop strings, messages, threads (one thread steps; a server queues in front).
 """
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from puna.engine.cache import BatchCache, SequenceCache
+from puna.engine.batch import Batch, assemble
+from puna.engine.blocks import KINDS, Blocks, Counts, Layout, Spill, Table
+from puna.engine.cache import KVCache, kv_dtype, share_out, spare_bytes
+from puna.engine.pictures import Features, Pictures
 from puna.engine.request import Event, Finish, Output, Request, check
+from puna.engine.runner import for_model
 from puna.engine.sampler import Choice, SamplerState, choose
+from puna.engine.scheduler import Scheduler, Turn
+from puna.engine.sequence import Sequence as Text
+from puna.engine.sequence import due_seconds
 from puna.errors import CapacityError
 from puna.model.transformer import Llama
 
@@ -28,33 +33,31 @@ MAX_STEP_TOKENS = 2048
 MAX_SEQUENCES = 64
 """Samples that are read and decoded at the same time; further requests wait."""
 
-TILES_AT_ONCE = 17
-"""Tiles that the vision tower reads in one go: one picture of the largest kind, so that its memory is bounded."""
 
+class Load(NamedTuple):
+    """What an engine holds now, and what it has counted since it was made."""
 
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    """One text being read and continued.
-
-    `samplers` has one entry per sample that goes on from it: several only until the prompt has been read, when they
-    part. `features` belong to the patch ids that are still unread.
-    """
-
-    request_id: int
-    request: Request
-    cache: SequenceCache
-    samplers: dict[int, SamplerState]
-    max_new_tokens: int
-    unread: list[int]
-    tiles: Tensor | None = None
-    features: Tensor | None = None
-    n_new_tokens: int = 0
+    n_running: int  # samples
+    n_waiting: int
+    n_blocks: Counts
+    n_held_blocks: Counts  # by sequences that run
+    n_prompt_tokens: int  # of everything that has begun
+    n_cached_tokens: int  # of those, tokens that need not be read because their prefix was remembered
+    n_preempted: int  # times that a sequence had to make room
 
 
 class Engine:
     """Runs requests on one model: `add` queues, `step` works, `abort` ends early. Not for several threads at once.
 
-    `forbidden_ids` are never chosen, such as rows of a padded vocabulary that no text belongs to.
+    forbidden_ids     are never chosen, such as rows of a padded vocabulary that no text belongs to
+    max_step_tokens   of one forward; max_sequences: samples at the same time
+    kv_bytes          for keys and values; None takes a share of the memory that is there
+    kv_dtype          a name in `cache.KV_DTYPES`; None keeps keys and values as the model makes them
+    n_blocks          of each kind, instead of kv_bytes
+    spill             keeps what has to leave the cache; None lets it go
+    clock             for deadlines and ranks, in seconds
+
+    Raises ConfigError or CapacityError when keys and values cannot be kept like that.
     """
 
     def __init__(
@@ -64,6 +67,11 @@ class Engine:
         forbidden_ids: Sequence[int] = (),
         max_step_tokens: int = MAX_STEP_TOKENS,
         max_sequences: int = MAX_SEQUENCES,
+        kv_bytes: int | None = None,
+        kv_dtype: str | None = None,
+        n_blocks: Counts | None = None,
+        spill: Spill | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_step_tokens <= max_sequences:
             raise ValueError(
@@ -72,43 +80,60 @@ class Engine:
         self.model = model
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
+        self.cache = _cache(model, kv_bytes, kv_dtype, n_blocks, max_sequences)
+        self._blocks = Blocks(self.cache.layout, self.cache.counts, self.cache, spill)
+        self._scheduler = Scheduler(self._blocks, max_step_tokens=max_step_tokens, max_sequences=max_sequences)
+        self._runner = for_model(model, self.cache)
+        self._features = Features(model)
+        self._clock = clock
         self._n_added = 0
         # A patch id stands for a feature, and a token that was chosen has none.
         self._forbidden = (*forbidden_ids, *(() if model.config.patch_id is None else (model.config.patch_id,)))
 
     @property
     def n_waiting(self) -> int:
-        """Samples that have not begun."""
-        return sum(len(sequence.samplers) for sequence in self._waiting)
+        """Samples that have not begun, or had to make room."""
+        return self._scheduler.n_waiting
 
     @property
     def n_running(self) -> int:
         """Samples that have begun, those whose prompt is still being read included."""
-        return sum(len(sequence.samplers) for sequence in self._running)
+        return self._scheduler.n_running
 
     @property
     def is_idle(self) -> bool:
-        return not self._waiting and not self._running
+        return not self._scheduler.waiting and not self._scheduler.running
+
+    @property
+    def load(self) -> Load:
+        scheduler, n_blocks, available = self._scheduler, self._blocks.counts, self._blocks.available
+        return Load(
+            n_running=self.n_running,
+            n_waiting=self.n_waiting,
+            n_blocks=n_blocks,
+            n_held_blocks=Counts(*(n_blocks.of(kind) - available.of(kind) for kind in KINDS)),
+            n_prompt_tokens=scheduler.n_prompt_tokens,
+            n_cached_tokens=scheduler.n_cached_tokens,
+            n_preempted=scheduler.n_preempted,
+        )
 
     def add(self, request: Request) -> int:
         """Queues a request and returns its id. Raises PromptError or CapacityError when this model cannot run it."""
-        max_new_tokens = check(request, self.model.config)
+        max_new_tokens = self._max_new_tokens(request)
         if request.n > self.max_sequences:
             raise CapacityError(
                 f"n is {request.n}: this engine decodes {self.max_sequences} samples at once; ask for fewer"
             )
         self._n_added += 1
-        self._waiting.append(
-            _Sequence(
+        self._scheduler.wait(
+            Text(
                 request_id=self._n_added,
                 request=request,
-                cache=_empty_cache(self.model),
+                due_seconds=due_seconds(request, self._clock()),
                 samplers={i: SamplerState(request.sampling, request.ids, i) for i in range(request.n)},
                 max_new_tokens=max_new_tokens,
-                unread=list(request.ids),
-                tiles=request.tiles,
+                ids=list(request.ids),
+                pictures=_pictures(request, self.model),
             )
         )
         return self._n_added
@@ -116,33 +141,32 @@ class Engine:
     def abort(self, request_id: int, sample: int | None = None) -> list[Event]:
         """Ends all samples of a request, or the one numbered `sample`. Returns an event for each that had not ended."""
         events = []
-        for sequence in (*self._waiting, *self._running):
+        for sequence in (*self._scheduler.waiting, *self._scheduler.running):
             if sequence.request_id == request_id:
-                for gone in [i for i in sequence.samplers if sample in (None, i)]:
-                    del sequence.samplers[gone]
-                    events.append(Event(request_id, gone, None, None, "abort"))
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.samplers)
-        self._running = [sequence for sequence in self._running if sequence.samplers]
+                gone = [i for i in sequence.samplers if sample in (None, i)]
+                events += [Event(request_id, i, None, None, "abort") for i in gone]
+                if len(gone) == len(sequence.samplers):
+                    self._scheduler.remove(sequence)
+                for i in gone:
+                    del sequence.samplers[i]
         return events
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Reads one batch. Returns an event for each sample that got a token: none while prompts are being read."""
-        self._admit()
-        batch = self._plan()
-        if not batch:
-            return []
-        states = self._read(batch)
-        ready = [row for row, (sequence, _) in enumerate(batch) if not sequence.unread]
-        if not ready:
-            return []
-        parted = [self._part(batch[row][0]) for row in ready]
-        logits = self.model.logits(states[ready])  # one row per sequence that is ready, V
-        repeats = torch.tensor([len(sequences) for sequences in parted], device=logits.device)
-        sequences = list(chain.from_iterable(parted))
-        samplers = [sampler for sequence in sequences for sampler in sequence.samplers.values()]
-        choices = choose(logits.repeat_interleave(repeats, dim=0), samplers, self._forbidden)
-        return [self._continue(sequence, choice) for sequence, choice in zip(sequences, choices, strict=True)]
+        """Reads one batch. Returns an event for each sample that got a token: none while prompts are being read.
+
+        A step that fails ends the sequences that were in it without an event, and the error says why.
+        """
+        expired = self._expired()
+        turns = self._scheduler.plan()
+        if not turns:
+            return expired
+        try:
+            choices = self._chosen(turns, self._runner.run(self._batch(turns)))
+        except BaseException:
+            self._drop(turns)
+            raise
+        return expired + self._settle(turns, choices)
 
     def run(self, requests: Iterable[Request]) -> list[list[Output]]:
         """Runs requests to their ends, beside whatever else is queued. Returns the n outputs of each request, in order.
@@ -163,76 +187,111 @@ class Engine:
                         outputs[key] = Output(ids, logprobs, event.finish)
         return [[outputs[number, i] for i in range(n)] for number, n in numbers]
 
-    def _admit(self) -> None:
-        """Begins waiting requests, first come first served, as long as all their samples find room."""
-        while self._waiting and self.n_running + len(self._waiting[0].samplers) <= self.max_sequences:
-            self._running.append(self._waiting.popleft())
+    def forget(self) -> None:
+        """Forgets all prefixes and image features: call it when the model's weights have changed."""
+        self._blocks.forget()
+        self._features.forget()
 
-    def _plan(self) -> list[tuple[_Sequence, int]]:
-        """Returns who reads how many ids in this step: decoding sequences first, then prompts within the budget."""
-        decoding = [(sequence, 1) for sequence in self._running if sequence.n_new_tokens > 0]
-        budget = self.max_step_tokens - len(decoding)
-        reading = []
-        for sequence in self._running:
-            if sequence.n_new_tokens == 0 and budget > 0:
-                n = min(len(sequence.unread), budget)
-                reading.append((sequence, n))
-                budget -= n
-        return decoding + reading
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless every block is where it should be; call it between steps."""
+        self._scheduler.check_integrity()
 
-    def _read(self, batch: Sequence[tuple[_Sequence, int]]) -> Tensor:
-        """Reads the first ids of each sequence. Returns the state [D] behind the last one of each, in order."""
-        ids = [id_ for sequence, n in batch for id_ in sequence.unread[:n]]
-        features = [part for sequence, n in batch if (part := self._take_features(sequence, n)) is not None]
-        store = BatchCache([(sequence.cache, n) for sequence, n in batch])
-        device = self.model.embedding.weight.device
-        hidden = self.model.hidden(
-            torch.tensor(ids, device=device),
-            torch.tensor(store.positions(), device=device),
-            store,
-            torch.cat(features) if features else None,
-        )
-        store.advance()
-        for sequence, n in batch:
-            del sequence.unread[:n]
-        lasts = [end - 1 for end in accumulate(n for _, n in batch)]
-        return hidden.states[lasts]
+    def _max_new_tokens(self, request: Request) -> int:
+        """Returns how many tokens the request may get; the last one is never read, so it needs no place."""
+        max_new_tokens, capacity = check(request, self.model.config), self._blocks.capacity
+        if capacity is None:
+            return max_new_tokens
+        asked = request.sampling.max_new_tokens
+        n_ids, least = len(request.ids), 1 if asked is None else asked
+        if n_ids + least - 1 > capacity:
+            raise CapacityError(
+                f"prompt of {n_ids} tokens and max_new_tokens {least} exceed the {capacity} positions that the cache "
+                f"of {self.cache.n_bytes} bytes has room for: shorten one, or give the engine more kv_bytes"
+            )
+        return min(max_new_tokens, capacity - n_ids + 1)
 
-    def _take_features(self, sequence: _Sequence, n: int) -> Tensor | None:
-        """Returns the features of the patch ids among the next `n` ids; tiles are embedded once, at first need."""
-        patch_id = self.model.config.patch_id
-        n_patches = 0 if patch_id is None else sequence.unread[:n].count(patch_id)
-        if n_patches == 0:
-            return None
-        if sequence.tiles is not None:
-            sequence.features, sequence.tiles = embed_tiles(self.model, sequence.tiles), None
-        assert sequence.features is not None, "a prompt's patch ids and tiles were checked to agree"
-        taken, sequence.features = sequence.features[:n_patches], sequence.features[n_patches:]
-        return taken
-
-    def _part(self, sequence: _Sequence) -> list[_Sequence]:
-        """Returns one sequence per sample that goes on from `sequence`, each but the first with a copy of its cache."""
-        _, *others = sequence.samplers
-        twins = [
-            replace(sequence, cache=sequence.cache.fork(), samplers={i: sequence.samplers.pop(i)}, unread=[])
-            for i in others
+    def _expired(self) -> list[Event]:
+        """Ends what should have been finished by now."""
+        now = self._clock()
+        late = [
+            sequence.request_id
+            for sequence in (*self._scheduler.waiting, *self._scheduler.running)
+            if sequence.request.deadline_seconds is not None and sequence.request.deadline_seconds <= now
         ]
-        self._running += twins
+        return [event for request_id in dict.fromkeys(late) for event in self.abort(request_id)]
+
+    def _batch(self, turns: Sequence[Turn]) -> Batch:
+        """Returns what the model reads in this step; the features of pictures are worked out on the way."""
+        pieces, stretches, end = [], [], 0
+        wanted: list[int] = []
+        for turn in turns:
+            sequence, table = turn.sequence, turn.sequence.table
+            known = sequence.ids[table.length : table.length + turn.n_new]
+            pieces.append((table, [*known, *turn.drafts]))
+            end += len(known) + len(turn.drafts)
+            if turn.is_ready:
+                wanted += range(end - len(turn.drafts) - 1, end)
+            if sequence.pictures is not None:
+                stretches.append((sequence.pictures, table.length, table.length + turn.n_new))
+        return assemble(pieces, self._features.gather(stretches), wanted, self.model.embedding.weight.device)
+
+    def _chosen(self, turns: Sequence[Turn], logits: Tensor) -> list[list[Choice]]:
+        """Returns the next token of each sample of each turn, none for turns that are not ready. logits [R V]."""
+        n_samples = [len(turn.sequence.samplers) if turn.is_ready else 0 for turn in turns]
+        repeats = [n for n in n_samples if n]
+        if not repeats:
+            return [[] for _ in turns]
+        if len(repeats) < sum(repeats):
+            logits = logits.repeat_interleave(torch.tensor(repeats, device=logits.device), dim=0)
+        samplers = [sampler for turn in turns if turn.is_ready for sampler in turn.sequence.samplers.values()]
+        choices = iter(choose(logits, samplers, self._forbidden))
+        return [[next(choices) for _ in range(n)] for n in n_samples]
+
+    def _settle(self, turns: Sequence[Turn], choices: Sequence[Sequence[Choice]]) -> list[Event]:
+        """Counts what was read, parts samples, appends the chosen tokens and reports them."""
+        block_len = self._blocks.layout.block_len
+        for sequence, n_new, _ in turns:
+            keys = sequence.keys(sequence.table.length + n_new, block_len)
+            self._blocks.advance(sequence.table, n_new, keys)
+        return [
+            self._continue(sequence, choice)
+            for turn, of_turn in zip(turns, choices, strict=True)
+            if of_turn
+            for sequence, choice in zip(self._parted(turn.sequence), of_turn, strict=True)
+        ]
+
+    def _parted(self, sequence: Text) -> list[Text]:
+        """Returns one sequence per sample that goes on from `sequence`; one without room for its own blocks waits."""
+        _, *others = sequence.samplers
+        twins = []
+        for sample in others:
+            table = self._blocks.fork(sequence.table)
+            twin = sequence.twin(sample, Table() if table is None else table)
+            if table is None:
+                self._scheduler.wait(twin)
+            else:
+                self._scheduler.join(twin)
+            twins.append(twin)
         return [sequence, *twins]
 
-    def _continue(self, sequence: _Sequence, choice: Choice) -> Event:
+    def _continue(self, sequence: Text, choice: Choice) -> Event:
         """Appends the chosen token to its sequence, ends the sequence where that is due, and reports both."""
-        sequence.n_new_tokens += 1
-        sequence.unread.append(choice.token)
+        sequence.ids.append(choice.token)
         finish: Finish | None = None
         if choice.token in sequence.request.sampling.stop_ids:
             finish = "stop"
         elif sequence.n_new_tokens == sequence.max_new_tokens:
             finish = "length"
-        if finish is not None:
-            self._running.remove(sequence)
         (sample,) = sequence.samplers
-        return Event(sequence.request_id, sample, choice.token, choice.logprobs, finish)
+        if finish is not None:
+            self._scheduler.remove(sequence)
+        return Event(sequence.request_id, sample, choice.token, choice.logprobs, finish, sequence.n_cached or 0)
+
+    def _drop(self, turns: Sequence[Turn]) -> None:
+        """Ends the sequences of a failed step. What it read of them is not to be trusted."""
+        for turn in turns:
+            self._blocks.disown(turn.sequence.table)
+            self._scheduler.remove(turn.sequence)
 
 
 @torch.inference_mode()
@@ -241,27 +300,35 @@ def score(model: Llama, ids: Sequence[int], tiles: Tensor | None = None) -> Tens
 
     Raises PromptError where `check` would. T times V numbers are made: score long texts of large vocabularies in parts.
     """
-    check(Request(ids=ids, tiles=tiles), model.config, n_new_tokens=0)
-    features = None if tiles is None else embed_tiles(model, tiles)
-    cache, device = _empty_cache(model), model.embedding.weight.device
+    request, config = Request(ids=ids, tiles=tiles), model.config
+    check(request, config, n_new_tokens=0)
+    layout, weight = Layout.of(config.text), model.embedding.weight
+    n_global, n_chunked = layout.peak(len(ids))
+    n_crossing = 0 if n_chunked == 0 else MAX_STEP_TOKENS // layout.block_len  # so that a step may pass chunks
+    cache = KVCache(config.text, Counts(n_global, n_chunked + n_crossing), dtype=weight.dtype, device=weight.device)
+    blocks, table, runner = Blocks(layout, cache.counts, cache), Table(), for_model(model, cache)
+    pictures, features = _pictures(request, model), Features(model)
     rows = []
-    for start in range(0, len(ids), MAX_STEP_TOKENS):
-        piece = ids[start : start + MAX_STEP_TOKENS]
-        store = BatchCache([(cache, len(piece))])
-        flat, positions = (torch.tensor(x, device=device) for x in (list(piece), store.positions()))  # T, T
-        rows.append(model(flat, positions, store, features))
-        store.advance()
-        if features is not None:
-            features = features[sum(id_ == model.config.patch_id for id_ in piece) :]
+    while table.length < len(ids):
+        start, n = table.length, blocks.room(table, min(MAX_STEP_TOKENS, len(ids) - table.length))
+        blocks.grow(table, n)
+        seen = features.gather([] if pictures is None else [(pictures, start, start + n)])
+        rows.append(runner.run(assemble([(table, ids[start : start + n])], seen, range(n), weight.device)))
+        blocks.advance(table, n)
     return torch.cat(rows)  # T V
 
 
-def embed_tiles(model: Llama, tiles: Tensor) -> Tensor:
-    """Returns one feature per patch id, [I 3 S S] -> [M D], on the model's device, TILES_AT_ONCE tiles at a time."""
-    device = model.embedding.weight.device
-    return torch.cat([model.embed_tiles(part.to(device)) for part in torch.split(tiles, TILES_AT_ONCE)])
+def _pictures(request: Request, model: Llama) -> Pictures | None:
+    vision = model.config.vision
+    return Pictures.of(request, model.config.patch_id, 0 if vision is None else vision.tokens_per_tile)
 
 
-def _empty_cache(model: Llama) -> SequenceCache:
-    weight = model.embedding.weight
-    return SequenceCache(model.config.text, dtype=weight.dtype, device=weight.device)
+def _cache(
+    model: Llama, kv_bytes: int | None, name: str | None, n_blocks: Counts | None, max_sequences: int
+) -> KVCache:
+    config, weight = model.config.text, model.embedding.weight
+    dtype = kv_dtype(name, weight.dtype)
+    if n_blocks is None:
+        n_bytes = spare_bytes(weight.device) if kv_bytes is None else kv_bytes
+        n_blocks = share_out(config, dtype, n_bytes, max_sequences)
+    return KVCache(config, n_blocks, dtype=dtype, device=weight.device)

@@ -15,6 +15,9 @@ from puna.config import LlamaConfig
 from puna.errors import PromptError
 
 Finish = Literal["stop", "length", "abort"]
+"""Why a sample ended: a stop id, its length, or somebody's will; a deadline that has passed also ends by "abort"."""
+
+MAX_PRIORITY = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +79,29 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt, and what is wanted of it: `n` samples. `tiles` is [I 3 S S] for the patch ids in order, or None."""
+    """A prompt, and what is wanted of it.
+
+    tiles              [I 3 S S], for the patch ids in order, or None
+    n                  how many samples
+    priority           0 is ordinary, less comes earlier and more later; what waits long enough comes in any case
+    deadline_seconds   on the engine's clock: the earlier, the earlier it comes; once passed, it ends; None has none
+
+    Raises PromptError when a value is out of its range.
+    """
 
     ids: Sequence[int]
     tiles: Tensor | None = None
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
+    priority: int = 0
+    deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
         _require_whole("n", self.n, 1)
+        is_near = abs(self.priority) <= MAX_PRIORITY
+        _require_number("priority", self.priority, is_near, f"within -{MAX_PRIORITY}..{MAX_PRIORITY}; 0 is ordinary")
+        if self.deadline_seconds is not None:
+            _require_number("deadline_seconds", self.deadline_seconds, True, "of seconds, or none")
 
 
 class TokenLogprobs(NamedTuple):
@@ -95,13 +112,17 @@ class TokenLogprobs(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One token of one sample, or its end. `token` is None only when the sample was aborted."""
+    """One token of one sample, or its end. `token` is None only when the sample was aborted.
+
+    `n_cached` counts the ids of the prompt that were not read again, since their prefix was remembered.
+    """
 
     request_id: int
     sample: int  # which of the request's n samples, from 0
     token: int | None
     logprobs: TokenLogprobs | None
     finish: Finish | None
+    n_cached: int = 0
 
 
 class Output(NamedTuple):

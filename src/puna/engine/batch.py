@@ -1,0 +1,57 @@
+"""One step's work as values: the flat batch that goes through the model, and where each sequence's memory lies.
+
+In: what the scheduler chose. Out: what a `Runner` needs, and nothing else.
+Not here: requests, sampling, who owns the blocks.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from puna.engine.blocks import Table
+
+
+class Entry(NamedTuple):
+    """New tokens of one sequence in this step, neighbours in the flat batch. Its blocks reach to the last of them."""
+
+    n_new: int
+    start: int  # position of the first new token
+    global_blocks: Sequence[int]  # of the pool of global layers; position p lies in global_blocks[p // block_len]
+    chunk_blocks: Sequence[int]  # of that of chunked layers; p lies in chunk_blocks[(p - chunk_base) // block_len]
+    chunk_base: int  # first position of the chunk that `start` lies in; 0 without chunks
+
+
+class Batch(NamedTuple):
+    """Tokens that go through the model together: those of each entry, one entry after the other.
+
+    ids and positions int64 [T]; features [M D] belong to the patch ids in order, None without any; wanted int64 [R] are
+    the rows of the batch whose logits are needed, ascending.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    features: Tensor | None
+    entries: Sequence[Entry]
+    wanted: Tensor
+
+
+def assemble(
+    pieces: Sequence[tuple[Table, Sequence[int]]], features: Tensor | None, wanted: Sequence[int], device: torch.device
+) -> Batch:
+    """Returns the batch in which each table's sequence reads the ids beside it, for which it has blocks already."""
+    entries: list[Entry] = []
+    ids: list[int] = []
+    positions: list[int] = []
+    for table, new in pieces:
+        entries.append(Entry(len(new), table.length, table.global_blocks, table.chunk_blocks, table.chunk_base))
+        ids += new
+        positions += range(table.length, table.length + len(new))
+    return Batch(
+        ids=torch.tensor(ids, device=device),
+        positions=torch.tensor(positions, device=device),
+        features=features,
+        entries=entries,
+        wanted=torch.tensor(wanted, device=device, dtype=torch.int64),
+    )

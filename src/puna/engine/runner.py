@@ -1,0 +1,40 @@
+"""One forward over a batch: `Runner` is what the engine asks, `TorchRunner` the plain one that runs everywhere.
+
+In: a `Batch`. Out: logits of the rows that are wanted; keys and values are stored on the way.
+Not here: what is in the batch and why (`engine`, `scheduler`), what becomes of logits (`sampler`).
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from puna.engine.batch import Batch
+from puna.engine.cache import KVCache, PagedStore
+from puna.model.transformer import Llama
+
+
+class Runner(Protocol):
+    """Runs one model over one cache."""
+
+    def run(self, batch: Batch) -> Tensor:
+        """Returns float32 logits [R V] of `batch.wanted`, and stores the keys and values of all its tokens."""
+        ...
+
+
+class TorchRunner:
+    """The model as it is written, on any device and in any number format: the twin of every faster runner."""
+
+    def __init__(self, model: Llama, cache: KVCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def run(self, batch: Batch) -> Tensor:
+        """Returns float32 logits [R V] of `batch.wanted`, and stores the keys and values of all its tokens."""
+        store = PagedStore(self._cache, batch.entries)
+        hidden = self._model.hidden(batch.ids, batch.positions, store, batch.features)
+        return self._model.logits(hidden.states[batch.wanted])  # R V
+
+
+def for_model(model: Llama, cache: KVCache) -> Runner:
+    """Returns the fastest runner that fits this model and cache."""
+    return TorchRunner(model, cache)
