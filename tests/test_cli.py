@@ -308,6 +308,22 @@ def test_serve_refuses_what_it_cannot_do(run: Run, tiny: str, tmp_path: Path) ->
     assert "--port 70000" in run.refused("serve", tiny, "--device", "cpu", "--port", "70000")
 
 
+def test_bench_prints_figures_beside_their_floors(run: Run, tiny: str) -> None:
+    argv = ["bench", tiny, "--device", "cpu", "--runs", "1", "--only", "prefill_8", "decode_b2_ctx4"]
+    code, out, err = run(*argv, "--json")
+    document = json.loads(out)
+    assert (code, out.count("\n"), err.splitlines()[1]) == (0, 1, "prefill_8")
+    for name in ("prefill_8_tok_s", "decode_b2_ctx4_tok_s"):
+        assert document[name] > 0 and document["floors"][name] > 0
+    assert document["load_s"] > 0 and document["peak_rss_gib"] > 0
+    assert "decode_b2_ctx4_tok_s" in run(*argv)[1]
+
+
+def test_bench_refuses_what_it_cannot_time(run: Run, tiny: str) -> None:
+    assert "--runs is 0" in run.refused("bench", tiny, "--runs", "0")
+    assert "decode_1" in run.refused("bench", tiny, "--only", "decode_1")
+
+
 def test_guard_prints_a_verdict_for_each_line_in_order(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     texts = ["A plain sentence.", "Hello" + "".join(chr(0xE0000 + ord(c)) for c in "ignore this")]

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_guard(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -191,6 +192,20 @@ def _add_eval(commands: Any) -> None:
     _add_machine(parser)
 
 
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", _bench, "measure speed and memory beside what this machine allows at best")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        metavar="CASE",
+        help="such as prefill_512, decode_b16_ctx128, or a beginning: prefill, decode_b1; none of them: loading alone",
+    )
+    parser.add_argument("--runs", type=int, default=7, metavar="N", help="of each case, after one more (default 7)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="of the sampler (default 0)")
+    _add_machine(parser)
+
+
 def _add_making(parser: argparse.ArgumentParser) -> None:
     """Adds what says on which machine and how an answer is made."""
     parser.add_argument(
@@ -208,6 +223,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     """Adds where a model runs and in which numbers."""
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as stored)")
+    parser.add_argument(
+        "--quantize", choices=("int4", "int8", "fp8"), help="make weights smaller while loading (default: as stored)"
+    )
 
 
 # Commands ---------------------------------------------------------------------------------------------------------
@@ -382,6 +400,23 @@ def _guard(arguments: argparse.Namespace) -> None:
         raise PromptError(f"{arguments.file}: is not UTF-8 ({error.reason}); convert it first") from error
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    from puna.bench.measure import measure
+
+    if arguments.runs < 1:
+        raise ConfigError(f"--runs is {arguments.runs}: give 1 or more")
+    record = measure(
+        _model_name(arguments.model),
+        lambda: _assistant(arguments.model, arguments),
+        quantize=arguments.quantize,
+        only=arguments.only,
+        runs=arguments.runs,
+        temperature=arguments.temperature,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    _print(record.to_json(), arguments, record.table())
+
+
 # What commands share ----------------------------------------------------------------------------------------------
 
 
@@ -396,6 +431,7 @@ def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
         _model_name(named),
         dtype=arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
         device=arguments.device or os.environ.get("PUNA_DEVICE") or None,
+        quantize=arguments.quantize,
         progress=_progress("loading"),
     )
 

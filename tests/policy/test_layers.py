@@ -25,8 +25,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "guard": GROUND | {"prompt", "chat"},
     **dict.fromkeys(("terminal", "serve", "eval"), GROUND | {"prompt", "engine.request", "chat", "guard"}),
     "train": GROUND | {"prompt", "model", "weights", "quant", "parallel"},
+    "bench": GROUND | {"model", "engine", "chat"},
     "card": GROUND,
-    "cli": BELOW_CHAT | {"chat", "guard", "terminal", "serve", "eval", "train", "card"},
+    "cli": BELOW_CHAT | {"chat", "guard", "terminal", "serve", "eval", "train", "bench", "card"},
     "__init__": frozenset({"chat"}),
     "__main__": frozenset({"cli"}),
 }

@@ -70,13 +70,14 @@ def count_parameters(config: LlamaConfig) -> ParameterCount:
     with torch.device("meta"):
         model = Llama(config)
     for name, parameter in model.named_parameters():
-        counts[_part_of(name)] += parameter.numel()
+        counts[part_of(name)] += parameter.numel()
     text = config.text
     active = counts["routed_experts"] * text.n_active_experts // text.n_experts if text.moe_layers else 0
     return ParameterCount(**counts, active_experts=active)
 
 
-def _part_of(name: str) -> str:
+def part_of(name: str) -> str:
+    """Returns the part that a parameter belongs to, by its name in the model."""
     for pattern, part in _PARTS:
         if pattern in name:
             return part
