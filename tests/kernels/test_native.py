@@ -13,7 +13,7 @@ from puna.kernels.formats import GROUP, Int4, Int8, dequantize, pack
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C++ kernels are not built for this processor")
 
 KINDS = ("fp32", "bf16", "int8", "int4")
-TOLERANCE = 5e-6
+TOLERANCE = 1e-5
 """Of float32 sums of 2080 parts one after the other, relative to the root of the sum of squared parts."""
 
 

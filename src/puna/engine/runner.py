@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from puna.engine import native
 from puna.engine.batch import Batch
 from puna.engine.cache import KVCache, PagedStore
 from puna.model.transformer import Llama
@@ -37,4 +38,4 @@ class TorchRunner:
 
 def for_model(model: Llama, cache: KVCache) -> Runner:
     """Returns the fastest runner that fits this model and cache."""
-    return TorchRunner(model, cache)
+    return native.NativeRunner(model, cache) if native.fits(model, cache) else TorchRunner(model, cache)
