@@ -4,6 +4,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.reference.ranks import four_ranks, two_ranks  # noqa: F401  (fixtures)
+
 if find_spec("torchvision") is not None:
     import tests.reference.torchvision_on_cpu  # noqa: F401  (before anything imports torchvision)
 
