@@ -1,11 +1,13 @@
+import random
 from collections import Counter
 
 import pytest
 import torch
 from torch import Tensor
 
+from puna.engine.drawing import shaped
 from puna.engine.request import Sampling
-from puna.engine.sampler import Choice, SamplerState, choose, shaped
+from puna.engine.sampler import Choice, Sampler, SamplerState, choose
 from puna.errors import WeightsError
 
 
@@ -18,54 +20,6 @@ def pick(logits: Tensor, sampling: Sampling, prompt: tuple[int, ...] = (), outpu
 
 def greedy(**changes: float) -> Sampling:
     return Sampling(temperature=0, **changes)  # type: ignore[arg-type]
-
-
-def shaped_plain(logits: Tensor, s: Sampling) -> Tensor:
-    """The order of the module docstring, token by token, in Python."""
-    p = (logits.double() / s.temperature).softmax(0).tolist()
-    ranked = sorted(range(len(p)), key=lambda i: (-p[i], i))
-    ranked = [i for i in ranked if p[i] >= s.min_p * max(p)]
-    ranked = ranked[: s.top_k or None]
-    left, mass, kept = sum(p[i] for i in ranked), 0.0, []
-    for i in ranked:
-        if mass < s.top_p or s.top_p == 1:
-            kept.append(i)
-        mass += p[i] / left
-    total = sum(p[i] for i in kept)
-    return torch.tensor([p[i] / total if i in kept else 0.0 for i in range(len(p))], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
-@pytest.mark.parametrize(
-    "changes", [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"min_p": 0.05, "top_k": 9, "top_p": 0.8}]
-)
-def test_shaped_distribution_equals_its_definition(temperature: float, changes: dict[str, float]) -> None:
-    samplings = [Sampling(temperature=temperature, **{"top_p": 1.0} | changes), Sampling(temperature=0.7)]  # type: ignore[arg-type]
-    logits = torch.randn(2, 40, generator=torch.Generator().manual_seed(1)) * 3
-    expected = torch.stack([shaped_plain(row, s) for row, s in zip(logits, samplings, strict=True)])
-    # Logits are float32, so probabilities carry its rounding.
-    torch.testing.assert_close(shaped(logits, samplings), expected, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("changes", [{"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.9}])
-def test_shaped_distribution_equals_that_of_transformers(changes: dict[str, float]) -> None:
-    process = pytest.importorskip("transformers.generation.logits_process")
-    logits = torch.randn(3, 60, generator=torch.Generator().manual_seed(4)) * 3
-    steps = [process.TemperatureLogitsWarper(0.7)]
-    steps += [process.TopKLogitsWarper(changes["top_k"])] if "top_k" in changes else []
-    steps += [process.TopPLogitsWarper(changes["top_p"])] if "top_p" in changes else []
-    steps += [process.MinPLogitsWarper(changes["min_p"])] if "min_p" in changes else []
-    expected = process.LogitsProcessorList(steps)(None, logits.clone()).softmax(-1).double()
-    sampling = Sampling(temperature=0.7, **{"top_p": 1.0} | changes)  # type: ignore[arg-type]
-    torch.testing.assert_close(shaped(logits, [sampling] * 3), expected, rtol=1e-5, atol=1e-7)
-
-
-def test_repetition_penalty_equals_that_of_transformers() -> None:
-    process = pytest.importorskip("transformers.generation.logits_process")
-    logits, ids = torch.randn(30, generator=torch.Generator().manual_seed(5)), [3, 9, 9, 20]
-    expected = process.RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([ids]), logits[None].clone())[0]
-    SamplerState(Sampling(repetition_penalty=1.3), ids).penalise(logits)
-    torch.testing.assert_close(logits, expected)
 
 
 def test_drawn_tokens_follow_the_shaped_distribution() -> None:
@@ -85,10 +39,6 @@ def test_temperature_zero_takes_the_most_probable_token() -> None:
 
 def test_a_small_temperature_does_not_overflow() -> None:
     assert pick(torch.tensor([9e4, 8e4, -9e4]), Sampling(temperature=1e-4, seed=1)).token == 0
-
-
-def test_top_k_keeps_exactly_k_among_equal_logits() -> None:
-    assert shaped(torch.zeros(1, 6), [Sampling(temperature=1, top_p=1, top_k=2)])[0].tolist() == [0.5, 0.5, 0, 0, 0, 0]
 
 
 def test_the_most_probable_token_survives_the_smallest_top_p() -> None:
@@ -163,3 +113,110 @@ def test_a_forbidden_id_is_never_chosen() -> None:
 def test_logits_that_are_not_finite_are_an_error_that_says_what_to_do() -> None:
     with pytest.raises(WeightsError, match="not finite"):
         pick(torch.tensor([0.0, float("nan")]), Sampling())
+
+
+# Batches of many kinds of rows, and drafts -------------------------------------------------------------------------
+
+
+def settings_of_many_kinds(seed: int) -> list[Sampling]:
+    return [
+        greedy(),
+        Sampling(seed=seed),
+        Sampling(seed=seed, temperature=1.3, top_p=1.0),
+        greedy(repetition_penalty=1.4),
+        Sampling(seed=seed + 1, top_k=5, frequency_penalty=0.7, n_logprobs=3),
+        Sampling(seed=seed, min_p=0.1, top_p=1.0, presence_penalty=1.5, repetition_penalty=0.8),
+        greedy(n_logprobs=0),
+        Sampling(seed=seed, temperature=0.9, top_p=0.5, n_logprobs=1),
+    ]
+
+
+@pytest.mark.parametrize("width", [37, 5000])
+def test_a_batch_gives_each_row_what_it_gets_alone(width: int) -> None:
+    logits = torch.randn(12, 8, width, generator=torch.Generator().manual_seed(width)) * 2
+    together, apart = ([SamplerState(s, (1, 2, 3)) for s in settings_of_many_kinds(4)] for _ in range(2))
+    sampler = Sampler(forbidden=(5, width - 1))
+    for step in logits:
+        chosen = sampler.verify(step, together, [()] * 8)
+        alone = [choose(row[None], [state], (5, width - 1)) for row, state in zip(step, apart, strict=True)]
+        assert chosen == alone
+
+
+def test_members_may_come_and_go_between_steps() -> None:
+    logits = torch.randn(30, 8, 50, generator=torch.Generator().manual_seed(6)) * 2
+    together, apart = ([SamplerState(s, (1, 2, 3)) for s in settings_of_many_kinds(9)] for _ in range(2))
+    sampler, dice = Sampler(), torch.Generator().manual_seed(1)
+    for step in logits:
+        here = torch.randperm(8, generator=dice)[: int(torch.randint(1, 9, (1,), generator=dice))].tolist()
+        chosen = sampler.verify(step[here], [together[i] for i in here], [()] * len(here))
+        assert chosen == [choose(step[i][None], [apart[i]]) for i in here]
+
+
+@pytest.mark.parametrize("width", [37, 5000])
+def test_drafts_change_no_token_whatever_they_are(width: int) -> None:
+    """Logits are a function of the last token and its place, so that a run without drafts can be told in full."""
+    table = torch.randn(40, width, generator=torch.Generator().manual_seed(3)) * 3
+    n_tokens = 16
+
+    def row(position: int, last: int) -> Tensor:
+        return table[(7 * position + last) % 40]
+
+    dice = random.Random(5)
+    for sampling in settings_of_many_kinds(2):
+        plain, state = SamplerState(sampling, (1, 2)), SamplerState(sampling, (1, 2))
+        expected: list[Choice] = []
+        for position in range(n_tokens):
+            expected += choose(row(position, expected[-1].token if expected else 0)[None], [plain])
+        sampler, got, n_steps = Sampler(), list[Choice](), 0
+        while len(got) < n_tokens:
+            # Drafts are right for a while, then wrong, or wrong from the first.
+            n = min(dice.randrange(6), n_tokens - len(got) - 1)
+            draft = [choice.token for choice in expected[len(got) : len(got) + n]]
+            draft = [token if dice.random() < 0.8 else dice.randrange(width) for token in draft]
+            before = [got[-1].token if got else 0, *draft]
+            logits = torch.stack([row(len(got) + i, last) for i, last in enumerate(before)])
+            (accepted,) = sampler.verify(logits, [state], [draft])
+            assert 1 <= len(accepted) <= 1 + len(draft)
+            got += accepted
+            n_steps += 1
+        assert [c.token for c in got] == [c.token for c in expected]
+        for one, other in zip(got, expected, strict=True):
+            assert (one.logprobs is None) == (other.logprobs is None)
+            assert one.logprobs == other.logprobs
+        assert n_steps < n_tokens
+        assert sampling.seed is None or state.uniforms(3) == plain.uniforms(3)
+
+
+def test_drafts_of_several_sequences_are_checked_side_by_side() -> None:
+    logits = torch.randn(9, 20, generator=torch.Generator().manual_seed(1))
+    states = [
+        SamplerState(greedy(), ()),
+        SamplerState(greedy(repetition_penalty=2.0), (3,)),
+        SamplerState(greedy(), ()),
+    ]
+    best = logits.argmax(-1).tolist()
+    drafts = [best[:3], [], [best[5], (best[6] + 1) % 20, best[7]]]
+    chosen = Sampler().verify(logits, states, drafts)
+    assert [choice.token for choice in chosen[0]] == best[:4]
+    assert len(chosen[1]) == 1
+    assert [choice.token for choice in chosen[2]] == best[5:7]
+
+
+@pytest.mark.parametrize("n_kept", [200, 3000, 5000])
+def test_however_many_tokens_are_kept_they_are_drawn_by_their_definition(n_kept: int) -> None:
+    """Few, more than the first and more than the second number of candidates."""
+    logits = torch.full((4, 6000), -20.0)
+    ids = torch.randperm(6000, generator=torch.Generator().manual_seed(n_kept))[:n_kept]
+    logits[:, ids] = torch.rand(4, n_kept, generator=torch.Generator().manual_seed(2))
+    samplings = [Sampling(seed=1, temperature=1.0, top_p=0.95), Sampling(seed=2, top_k=n_kept - 50), Sampling(seed=3)]
+    samplings.append(Sampling(seed=4, temperature=1.0, top_p=1.0, min_p=0.4))
+    states = [SamplerState(sampling, ()) for sampling in samplings]
+    for _ in range(5):
+        uniforms = torch.tensor([state.uniforms(1) for state in states], dtype=torch.float64)
+        expected = torch.searchsorted(shaped(logits, samplings).cumsum(-1), uniforms, right=True)[:, 0]
+        assert [choice.token for choice in choose(logits, states)] == expected.tolist()
+
+
+def test_a_logit_of_minus_infinity_is_a_token_that_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
+    assert all(choose(logits, [SamplerState(Sampling(seed=i, top_p=1.0), ())])[0].token == 1 for i in range(5))
