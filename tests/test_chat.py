@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -83,6 +84,51 @@ def test_a_session_lets_answers_join_and_leave_without_changing_others(assistant
     session.end(kept)  # nothing is left to end
 
 
+def test_a_later_turn_reads_only_what_is_new(assistant: Assistant) -> None:
+    first = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "What?"}]}]
+    one = assistant.respond(first, max_new_tokens=20, seed=1)
+    turns = [*first, one.answers[0].message, {"role": "user", "content": "Why?"}]
+    warm = assistant.respond(turns, max_new_tokens=20, seed=2)
+    assert one.usage.prompt_tokens - 8 <= warm.usage.cached_tokens < warm.usage.prompt_tokens
+    assistant.forget()
+    cold = assistant.respond(turns, max_new_tokens=20, seed=2)
+    assert cold.usage.cached_tokens == 0
+    assert cold.answers == warm.answers
+
+
+def test_a_stream_that_is_dropped_ends_its_work(assistant: Assistant) -> None:
+    engine = assistant.session()._engine._shared.engine
+    begun, unheard = (assistant.stream_complete("ab", max_new_tokens=400, temperature=0) for _ in range(2))
+    next(begun)
+    assert engine.n_running == 2
+    del begun, unheard
+    assistant.complete("cd", max_new_tokens=2)
+    assert engine.is_idle
+    engine.check_integrity()
+
+
+def test_sessions_of_one_assistant_get_their_own_answers_from_common_steps(assistant: Assistant) -> None:
+    options = Options(max_new_tokens=9, temperature=0)
+    sessions = [assistant.session() for _ in range(3)]
+    for session, text in zip(sessions, ("ab", "cd", "ef"), strict=True):
+        session.begin(assistant.text_prompt(text), **options)
+    texts = ["", "", ""]
+    while not all(session.is_idle for session in sessions):
+        for i, session in enumerate(sessions):
+            texts[i] += "".join(piece.text for _, piece in session.step())
+    assert texts == [assistant.complete(text, **options) for text in ("ab", "cd", "ef")]
+
+
+def test_memory_of_keys_and_values_is_bounded_and_may_be_small_numbers(assistant: Assistant) -> None:
+    small = Assistant(assistant.model, assistant.tokenizer, kv_bytes=200_000, kv_dtype="int8")
+    cache = small.session()._engine._shared.engine.cache
+    assert cache.n_bytes <= 200_000
+    assert cache.dtype == torch.int8
+    assert len(small.complete("ab", max_new_tokens=30)) > 0
+    with pytest.raises(ConfigError, match="kv_dtype is 'int5'"):
+        Assistant(assistant.model, assistant.tokenizer, kv_dtype="int5")
+
+
 def test_prompt_logprobs_belong_to_every_token_but_the_first(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +205,7 @@ def test_respond_reports_finish_usage_and_logprobs(assistant: Assistant) -> None
     assert response.usage == Usage(
         prompt_tokens=len(assistant.prompt(HELLO).ids),
         completion_tokens=sum(len(answer.ids) for answer in response.answers),
+        cached_tokens=response.usage.cached_tokens,
     )
     for answer in response.answers:
         assert len(answer.logprobs) == len(answer.ids)
@@ -187,8 +234,8 @@ def test_tools_are_in_the_prompt_and_their_calls_are_read_back(assistant: Assist
 
 
 def test_load_names_what_it_cannot_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="quantize is 'int4': not available yet"):
-        load(tmp_path, quantize="int4")
+    with pytest.raises(ConfigError, match="quantize is 'int3': expected one of int4, int8, fp8"):
+        load(tmp_path, quantize=cast(Any, "int3"))
     with pytest.raises(ConfigError, match="dtype is 'int3'"):
         load(tmp_path, dtype="int3")
     with pytest.raises(DeviceError, match="device is 'abacus'"):

@@ -9,16 +9,19 @@ together, and whoever has several users steps it in one thread.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from puna.config import LlamaConfig
+from puna.engine import cache as kv
 from puna.engine.engine import Engine, score
 from puna.engine.request import Event, Finish, Request, Sampling, TokenLogprobs
+from puna.engine.shared import Share, SharedEngine
 from puna.errors import ConfigError, DeviceError, PromptError
 from puna.model.transformer import Llama
 from puna.prompt.detokenize import Detokenizer
@@ -27,6 +30,7 @@ from puna.prompt.parse import parse
 from puna.prompt.render import Prompt, Renderer, ToolsIn, ToolStyle
 from puna.prompt.tokenizer import Tokenizer
 from puna.prompt.vocab import PATCH
+from puna.quant import swap
 from puna.weights import checkpoint, hub
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,6 +73,7 @@ class Piece(NamedTuple):
     token: int | None
     logprobs: TokenLogprobs | None
     finish: Finish | None
+    n_cached: int = 0  # tokens of the prompt that were remembered and not read again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +89,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens read, patch tokens included, and made, over all answers."""
+    """Tokens of the prompt, patch tokens included, and made, over all answers.
+
+    `cached_tokens` of the prompt were remembered from before and not read again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,34 +126,50 @@ def load(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    quantize: Literal["int4", "fp8"] | None = None,
+    quantize: swap.Format | None = None,
     progress: Callable[[int, int], None] | None = None,
+    kv_bytes: int | None = None,
+    kv_dtype: str | None = None,
 ) -> "Assistant":
     """Returns an assistant from "cria" (the model that ships), a directory, or a Hugging Face hub id.
 
-    dtype      "float32", "bfloat16", "float16" or None, which keeps the numbers as they are stored
+    dtype      "float32", "bfloat16", "float16" or None, which keeps the numbers as they are stored, small ones too
     device     any torch device; None takes the first GPU, or the processor where there is none
-    quantize   only None for now
+    quantize   "int4", "int8" or "fp8" makes the decoder's matrices small as they are read (`quant.swap`); dtype is then
+               that of everything else. None keeps what is stored
     progress   is called with bytes loaded and bytes in all
+    kv_bytes   bounds the memory of keys and values; None takes a share of what the machine has
+    kv_dtype   "int8" or "fp8" keeps them in a byte each, "bfloat16", "float16" or "float32" in that; None as the model
 
     Raises ConfigError, WeightsError or DeviceError, which say what to do.
     """
-    if quantize is not None:
-        raise ConfigError(f"quantize is {quantize!r}: not available yet; leave it out to load the weights as they are")
-    wanted, place = _dtype(dtype), _device(device)
+    wanted, where = _dtype(dtype), _device(device)
+    place = swap.placer(None if quantize is None else swap.Policy(to=quantize))
     directory = hub.resolve(name_or_path)
     tokenizer = Tokenizer.load(directory)
-    return Assistant(checkpoint.load(directory, dtype=wanted, device=place, progress=progress), tokenizer)
+    model = checkpoint.load(directory, dtype=wanted, device=where, place=place, progress=progress)
+    return Assistant(model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype)
 
 
 class Assistant:
-    """A model that chats and completes. Calls do not share state, but a model runs one call at a time."""
+    """A model that chats and completes. Its calls share one engine and what that remembers, and no other state."""
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Raises ConfigError when the tokenizer is not this model's."""
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        *,
+        kv_bytes: int | None = None,
+        kv_dtype: str | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`kv_bytes` and `kv_dtype` as in `load`. Raises ConfigError when the tokenizer is not this model's."""
         _check_pair(model.config, tokenizer)
+        kv.kv_dtype(kv_dtype, torch.float32)  # a wrong name is wrong now, not when the engine is first needed
         self.model = model
         self.tokenizer = tokenizer
+        self._kv_bytes = kv_bytes
+        self._kv_dtype = kv_dtype
         self._clock = clock
         self._renderer = Renderer(tokenizer, model.config.vision)
         self._textless_ids = range(tokenizer.vocab_size, model.config.text.vocab_size)
@@ -241,8 +266,12 @@ class Assistant:
         return _pieces(session)
 
     def session(self) -> "Session":
-        """Returns a new session on this model. A model runs one step at a time, whosever session it belongs to."""
-        return Session(Engine(self.model, forbidden_ids=self._textless_ids), self.tokenizer, self._stop_ids)
+        """Returns a new session on this model. All sessions decode together and share what is remembered of prompts."""
+        return Session(self._engine.open(), self.tokenizer, self._stop_ids)
+
+    def forget(self) -> None:
+        """Forgets what is remembered of prompts: call it when the model's weights have changed."""
+        self._engine.engine.forget()
 
     def prompt_logprobs(self, prompt: Prompt, n: int = 0) -> list[TokenLogprobs]:
         """Returns what the model expected at each id of a prompt but the first: entry i belongs to `prompt.ids[i + 1]`.
@@ -263,6 +292,11 @@ class Assistant:
     def logits(self, ids: Sequence[int], tiles: Tensor | None = None) -> Tensor:
         """Returns the logits float32 [T V] behind each of `ids`; `tiles` [I 3 S S] belong to the patch ids in order."""
         return score(self.model, ids, tiles)
+
+    @cached_property
+    def _engine(self) -> SharedEngine:
+        engine = Engine(self.model, forbidden_ids=self._textless_ids, kv_bytes=self._kv_bytes, kv_dtype=self._kv_dtype)
+        return SharedEngine(engine)
 
     @property
     def _stop_ids(self) -> frozenset[int]:
@@ -298,7 +332,11 @@ class Assistant:
         answers = tuple(_answer(pieces, tools) for pieces in samples)
         return Response(
             answers=answers,
-            usage=Usage(prompt_tokens=len(prompt.ids), completion_tokens=sum(len(answer.ids) for answer in answers)),
+            usage=Usage(
+                prompt_tokens=len(prompt.ids),
+                completion_tokens=sum(len(answer.ids) for answer in answers),
+                cached_tokens=max(pieces[0].n_cached for pieces in samples),
+            ),
             timings=Timings(first_token_seconds=(end if first is None else first) - begin, total_seconds=end - begin),
         )
 
@@ -306,7 +344,7 @@ class Assistant:
 class Session:
     """Answers that grow together on one model: `begin` queues, `step` works, `end` drops. For one thread at a time."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+    def __init__(self, engine: Share, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
@@ -335,9 +373,12 @@ class Session:
         return number
 
     def step(self) -> list[tuple[int, Piece]]:
-        """Runs the model once. Returns new pieces with the numbers they belong to; a stop string ends its sample."""
+        """Returns new pieces with the numbers they belong to, after running the model once unless some are there.
+
+        A stop string ends its sample. A step that fails ends all answers of this session, and raises what went wrong.
+        """
         pieces = []
-        for event in self._engine.step():
+        for event in self._events():
             key = event.request_id, event.sample
             piece = _piece(event, self._readers[key])
             if piece.finish is not None:
@@ -347,15 +388,30 @@ class Session:
             pieces.append((event.request_id, piece))
         return pieces
 
+    def _events(self) -> list[Event]:
+        try:
+            return self._engine.step()
+        except Exception:
+            self._readers.clear()
+            raise
+
     def end(self, number: int) -> None:
         """Drops all answers of `number` that have not ended, with their caches; no further piece of them comes."""
         for event in self._engine.abort(number):
             del self._readers[event.request_id, event.sample]
 
+    def close(self) -> None:
+        """Drops all answers that have not ended."""
+        for number in {number for number, _ in self._readers}:
+            self.end(number)
+
 
 def _pieces(session: Session) -> Iterator[Piece]:
-    while not session.is_idle:
-        yield from (piece for _, piece in session.step())
+    try:
+        while not session.is_idle:
+            yield from (piece for _, piece in session.step())
+    finally:  # whoever stops listening ends the work
+        session.close()
 
 
 def _piece(event: Event, reader: Detokenizer) -> Piece:
@@ -363,7 +419,7 @@ def _piece(event: Event, reader: Detokenizer) -> Piece:
     finish: Finish | None = event.finish if reader.stopped is None else "stop"
     if finish is not None:
         text += reader.finish()
-    return Piece(event.sample, text, event.token, event.logprobs, finish)
+    return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached)
 
 
 def _answer(pieces: Sequence[Piece], tools: Sequence[Tool]) -> Answer:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
-from puna.model.transformer import Llama
+from puna.kernels.formats import Small
+from puna.model.transformer import Llama, set_parameter
 from puna.weights import safetensors
 from puna.weights.checkpoint import convert, load, open_config, save_hf, save_meta
 from puna.weights.stored import read_whole
@@ -168,19 +169,19 @@ def test_dtype_asked_for_is_the_dtype_of_all_parameters(dtype: torch.dtype, mode
     assert_same(parameters(load(tmp_path / "x", dtype=dtype)), expected)
 
 
-def test_transform_sees_every_finished_parameter_once_and_its_result_is_kept(model: Llama, tmp_path: Path) -> None:
+def test_placing_sees_every_finished_parameter_once_before_the_next_is_read(model: Llama, tmp_path: Path) -> None:
     save_meta(model, model.config, tmp_path / "x", shards=2)
     seen: dict[str, Tensor] = {}
 
-    def to_int8(name: str, tensor: Tensor) -> Tensor:
-        assert name not in seen
+    def place(into: Llama, name: str, tensor: Tensor | Small) -> None:
+        assert isinstance(tensor, Tensor) and name not in seen
+        assert all(into.get_parameter(other).is_meta != (other in seen) for other in expected)
         seen[name] = tensor.clone()
-        return tensor.mul(10).to(torch.int8) if "experts" in name else tensor
+        set_parameter(into, name, tensor)
 
-    loaded = load(tmp_path / "x", transform=to_int8)
-    assert_same(seen, parameters(model))
-    assert loaded.layers[1].moe.experts.down.dtype == torch.int8  # type: ignore[union-attr]
-    assert loaded.layers[1].attention.query.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    expected = parameters(model)
+    assert_same(parameters(load(tmp_path / "x", place=place)), expected)
+    assert_same(seen, expected)
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta"])

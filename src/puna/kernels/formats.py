@@ -55,8 +55,10 @@ def n_bytes(weight: Tensor | Small) -> int:
     return weight.nbytes if isinstance(weight, Tensor) else weight.codes.nbytes + weight.scales.nbytes
 
 
-def expert_of(weight: Small, expert: int) -> Small:
+def expert_of(weight: Tensor | Small, expert: int) -> Tensor | Small:
     """Returns one expert [out in] of a stack [E out in], as views."""
+    if isinstance(weight, Tensor):
+        return weight[expert]
     return type(weight)(weight.codes[expert], weight.scales[expert])
 
 

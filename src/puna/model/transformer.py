@@ -125,6 +125,12 @@ class Llama(nn.Module):
         return self.logits(self.hidden(ids, positions, store, features).states)
 
 
+def set_parameter(model: Llama, name: str, tensor: Tensor) -> None:
+    """Puts a parameter where the meta tensor of that name was. Only floats can have gradients."""
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+
+
 @torch.no_grad()
 def initialise(model: Llama, generator: torch.Generator) -> None:
     """Fills all parameters of `model` with the start values of a training, from `generator` alone.

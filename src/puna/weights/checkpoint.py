@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
-from puna.model.transformer import Llama
+from puna.kernels.formats import Small
+from puna.model.transformer import Llama, set_parameter
 from puna.weights import names, pth, safetensors
 from puna.weights.configs import to_hf, to_hf_companions, to_meta
 from puna.weights.names import Layout
@@ -42,7 +43,7 @@ from puna.weights.stored import Staging, pieces, region, shape_at_rest
 
 __all__ = ["convert", "load", "open_config", "save_hf", "save_meta"]
 
-Transform = Callable[[str, Tensor], Tensor]
+Place = Callable[[Llama, str, Tensor | Small], None]
 MAX_FILE_BYTES = 5_000_000_000  # as Hugging Face cuts them; a larger single tensor gets a file of its own
 # What belongs to a model besides configuration and weights, and means the same in both layouts.
 _COMPANIONS = (
@@ -63,14 +64,16 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    transform: Transform | None = None,
+    place: Place | None = None,
     progress: Progress | None = None,
 ) -> Llama:
     """Returns the model of a checkpoint directory, its parameters on `device`.
 
-    dtype None keeps the files' own; fp8 weights are multiplied with their scales into it. `transform`, given a
-    parameter's name and value, returns what to keep instead, before the next one is read: memory never holds more than
-    one untransformed parameter. `progress` is told the bytes read so far and in all, after each parameter.
+    dtype None keeps the files' own; weights in small numbers are multiplied with their scales into it. `place`, given
+    the model, a parameter's name and its value, puts it into the model in whatever form, before the next one is read:
+    memory never holds more than one parameter in both forms. To it small numbers come as they are stored, where the
+    formats of `kernels.formats` can hold them and dtype is None. `progress` is told the bytes read so far and in all,
+    after each parameter.
     Raises ConfigError or WeightsError, naming file and key, before any memory is taken where descriptions show it.
     """
     source = open_source(path, dtype)
@@ -78,8 +81,10 @@ def load(
         model = Llama(source.config)
     staging, n_done, n_bytes = Staging(), 0, source.n_bytes
     for name in source.pieces:
-        tensor = source.read(name, staging, device)
-        _place(model, name, tensor if transform is None else transform(name, tensor))
+        if place is None:
+            set_parameter(model, name, source.read(name, staging, device))
+        else:
+            place(model, name, source.read(name, staging, device))
         n_done += source.n_bytes_of(name)
         if progress is not None:
             progress(n_done, n_bytes)
@@ -155,13 +160,6 @@ class _OnDemand(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._source.pieces)
-
-
-def _place(model: Llama, name: str, tensor: Tensor) -> None:
-    """Puts a parameter where the meta tensor of that name was. Only floats can have gradients."""
-    module, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(module)
-    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
 
 
 def _parameters(state: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
