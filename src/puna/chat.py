@@ -144,7 +144,7 @@ def load(
     Raises ConfigError, WeightsError or DeviceError, which say what to do.
     """
     wanted, where = _dtype(dtype), _device(device)
-    place = swap.placer(None if quantize is None else swap.Policy(to=quantize))
+    place = swap.placer(None if quantize is None else swap.Policy(to=quantize), wanted)
     directory = hub.resolve(name_or_path)
     tokenizer = Tokenizer.load(directory)
     model = checkpoint.load(directory, dtype=wanted, device=where, place=place, progress=progress)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from puna.errors import ConfigError, DeviceError, WeightsError
 from puna.kernels import native
-from puna.kernels.formats import Fp8, Int4, Int8, Small, n_bytes, shape
+from puna.kernels.formats import Fp8, Int4, Int8, Small, dequantize, n_bytes, shape
 from puna.kernels.native import Packed
 from puna.kernels.quantized import Weight, linear, routed_experts
 from puna.model.count import part_of
@@ -189,11 +189,13 @@ def packed(weight: Tensor | Small) -> Weight | Packed:
 
 def placer(
     policy: Policy | None = None,
+    dtype: torch.dtype | None = None,
     report: Callable[[Loss], None] | None = None,
     arrange: Callable[[Tensor | Small], Weight | Packed] = packed,
 ) -> Place:
     """Returns what puts each parameter, as it is read, into the model: small where the policy says so, otherwise as it
-    comes; the decoder's matrices then as `arrange` orders them. `report` is told what each that became small lost."""
+    comes, though small numbers that the policy does not ask for are written out in `dtype` if there is one. The
+    decoder's matrices then lie as `arrange` orders them. `report` is told what each that became small lost."""
 
     def place(model: Llama, name: str, weight: Tensor | Small) -> None:
         if policy is not None and policy.covers(name, shape(weight)):
@@ -201,6 +203,8 @@ def placer(
             if report is not None:
                 report(loss(name, weight, small))
             weight = small
+        elif dtype is not None and not isinstance(weight, Tensor):
+            weight = dequantize(weight, dtype)
         put(model, name, arrange(weight) if part_of(name) in DECODER else weight)
 
     return place
@@ -213,7 +217,7 @@ def quantize(
     arrange: Callable[[Tensor | Small], Weight | Packed] = packed,
 ) -> None:
     """Makes a model in memory small, one parameter after the other, each freed when its successor is there."""
-    place = placer(policy, report, arrange)
+    place = placer(policy, report=report, arrange=arrange)
     left = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for name in list(left):
         place(model, name, left.pop(name))

@@ -46,7 +46,7 @@ __all__ = ["convert", "load", "open_config", "save_hf", "save_meta"]
 Place = Callable[[Llama, str, Tensor | Small], None]
 MAX_FILE_BYTES = 5_000_000_000  # as Hugging Face cuts them; a larger single tensor gets a file of its own
 # What belongs to a model besides configuration and weights, and means the same in both layouts.
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -71,9 +71,9 @@ def load(
 
     dtype None keeps the files' own; weights in small numbers are multiplied with their scales into it. `place`, given
     the model, a parameter's name and its value, puts it into the model in whatever form, before the next one is read:
-    memory never holds more than one parameter in both forms. To it small numbers come as they are stored, where the
-    formats of `kernels.formats` can hold them and dtype is None. `progress` is told the bytes read so far and in all,
-    after each parameter.
+    memory never holds more than one parameter in two forms. To it, small numbers come as they are stored wherever a
+    format of `kernels.formats` can hold them. `progress` is told the bytes read so far and in all, after each
+    parameter.
     Raises ConfigError or WeightsError, naming file and key, before any memory is taken where descriptions show it.
     """
     source = open_source(path, dtype)
@@ -84,7 +84,7 @@ def load(
         if place is None:
             set_parameter(model, name, source.read(name, staging, device))
         else:
-            place(model, name, source.read(name, staging, device))
+            place(model, name, source.read_stored(name, staging, device))
         n_done += source.n_bytes_of(name)
         if progress is not None:
             progress(n_done, n_bytes)
@@ -129,7 +129,7 @@ def convert(src: Path, dst: Path, to: str, shards: int = 1, progress: Progress |
     if to == "hf" and shards != 1:
         raise ConfigError(f"shards: {shards} has no meaning for 'hf', whose files are cut by size; leave it out")
     source = open_source(src)
-    companions = [file for name in _COMPANIONS if (file := src / name).is_file()]
+    companions = [file for name in COMPANIONS if (file := src / name).is_file()]
     tensors = _OnDemand(source, progress)
     if to == "hf":
         _save_hf(tensors, source.config, source.dtype, dst, companions, MAX_FILE_BYTES)
@@ -207,8 +207,8 @@ def _save_hf(
         if groups[-1] and sum(e.n_bytes for _, e in groups[-1]) + entry.n_bytes > max_file_bytes:
             groups.append([])
         groups[-1].append((layout, entry))
-    with _new_directory(path) as folder:
-        _copy(companions, folder)
+    with new_directory(path) as folder:
+        copy_files(companions, folder)
         weight_map: dict[str, str] = {}
         for number, group in enumerate(groups, 1):
             name = HF_SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
@@ -220,11 +220,11 @@ def _save_hf(
         if len(groups) > 1:
             total = sum(entry.n_bytes for group in groups for _, entry in group)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            _write_json(folder / HF_INDEX, index)
-        _write_json(folder / HF_CONFIG, to_hf(config) | {"dtype": str(dtype).removeprefix("torch.")})
+            write_json(folder / HF_INDEX, index)
+        write_json(folder / HF_CONFIG, to_hf(config) | {"dtype": str(dtype).removeprefix("torch.")})
         for name, content in to_hf_companions(config).items():
             if not (folder / name).exists():  # what came with the source describes it better
-                _write_json(folder / name, content)
+                write_json(folder / name, content)
 
 
 def _save_meta(
@@ -239,8 +239,8 @@ def _save_meta(
     layouts = names.meta_layouts(config)
     _check_shards(config, empty, layouts, shards)
     entries = [[Entry(x.key, dtype, _shape(empty, x, shard, shards)) for x in layouts] for shard in range(shards)]
-    with _new_directory(path) as folder:
-        _copy(companions, folder)
+    with new_directory(path) as folder:
+        copy_files(companions, folder)
         writers = [pth.Writer(folder / f"consolidated.{n:02d}.pth", entries[n]) for n in range(shards)]
         for number, layout in enumerate(layouts):
             values = {part.name: tensors[part.name] for part in layout.parts}  # asked for once, not once per shard
@@ -248,7 +248,7 @@ def _save_meta(
                 writer.put(entries[shard][number], _bytes(values, layout, shard, shards, staging))
         for writer in writers:
             writer.close()
-        _write_json(folder / META_CONFIG, to_meta(config))
+        write_json(folder / META_CONFIG, to_meta(config))
 
 
 def _shape(empty: Mapping[str, Tensor], layout: Layout, shard: int, n_shards: int) -> tuple[int, ...]:
@@ -280,7 +280,7 @@ def _check_shards(config: LlamaConfig, empty: Mapping[str, Tensor], layouts: Seq
 
 
 @contextlib.contextmanager
-def _new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path) -> Iterator[Path]:
     """A folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
     path = path.absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -296,10 +296,10 @@ def _new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(files: Sequence[Path], folder: Path) -> None:
+def copy_files(files: Sequence[Path], folder: Path) -> None:
     for file in files:
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

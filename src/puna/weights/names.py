@@ -236,8 +236,11 @@ _META_DROPPED = re.compile(
     r"rope\.freqs|freqs?_cis|.*\._extra_state|.*(global|running)_gate_stats_3E|.*\.expert_activation_DE"
 )
 # Scales of activations and of a quantised cache: dropped, because activations are not quantised here; the weights
-# themselves do not depend on them. Rotation tables are computed, not read.
-_HF_DROPPED = re.compile(r".*[._](input_scale|input_scale_ub|output_scale|k_scale|v_scale|inv_freq|freqs_ci)")
+# themselves do not depend on them. Rotation tables are computed, not read. The shape of packed weights is known.
+_HF_DROPPED = re.compile(
+    r".*[._](input_scale|input_scale_ub|output_scale|k_scale|v_scale|weight_shape|inv_freq|freqs_ci)"
+)
+PACKED = ".weight_packed"  # compressed-tensors' name for the words of a packed `.weight`
 
 
 class Part(NamedTuple):

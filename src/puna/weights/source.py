@@ -19,24 +19,27 @@ from torch.nn.functional import grid_sample
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
+from puna.kernels.formats import GROUP, Fp8, Int4, Int8, Small, dequantize
 from puna.model.transformer import Llama
 from puna.weights import names, pth, safetensors
 from puna.weights.configs import from_hf, from_meta
 from puna.weights.names import Layout, Part
-from puna.weights.stored import Staging, Stored, fill, read_whole, region, shape_at_rest
+from puna.weights.stored import Staging, Stored, fill, read, read_whole, region, shape_at_rest
 
 HF_CONFIG, HF_INDEX, HF_SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 HF_PREPROCESSOR, HF_PROCESSOR = "preprocessor_config.json", "processor_config.json"
 META_CONFIG = "params.json"
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 FP8 = torch.float8_e4m3fn
+SMALL = (FP8, torch.int8, torch.uint8)
+"""What codes are stored in. uint8: bytes of compressed-tensors' packed words, with two nibbles or a number plus 128."""
 
 Progress = Callable[[int, int], None]  # bytes read so far, bytes in all
 
 
 class Piece(NamedTuple):
     """One part of one parameter: where each shard keeps it (`start`: elements before it in that tensor, `n_elements` of
-    it) and the scales to multiply it with, None where it is not quantised."""
+    it, as they are stored) and the scales to multiply it with, None where it is not quantised."""
 
     part: Part
     layout: Layout
@@ -71,11 +74,41 @@ class Source:
         for piece in self.pieces[name]:
             for shard, (stored, scale) in enumerate(zip(piece.stored, piece.scales, strict=True)):
                 target = region(tensor, piece.part, shard, len(piece.stored))
+                if stored.dtype == torch.uint8:
+                    assert scale is not None, "packed weights were matched with their scales"
+                    target.copy_(dequantize(_unpacked(stored, scale, target.shape[-1], staging), self.dtype))
+                    continue
                 factor = None if scale is None else read_whole(scale).float().view(_scale_shape(target.shape, scale))
                 fill(target, stored, piece.start, factor, staging, in_first=piece.layout.in_first)
             if piece.layout.key == names.META_RAW_POSITIONS:
                 tensor.copy_(resample_positions(tensor))
         return tensor
+
+    def read_stored(self, name: str, staging: Staging, device: torch.device | str = "cpu") -> Tensor | Small:
+        """Returns one parameter in small numbers if it is stored in them, its numbers unchanged, otherwise as `read`.
+
+        A scale for a whole tensor, or for more columns than 32, is repeated; Int4's become bfloat16, as they are in
+        published files. What no format of ours can hold comes as `read` has it: several scales along the columns of
+        eight bits (Meta's fp8 cut into shards), groups of fewer than 32 columns.
+        """
+        kinds = {_kind(piece, self.shapes[name][-1]) for piece in self.pieces[name]}
+        kind = kinds.pop()
+        if kind is None or kinds:
+            return self.read(name, staging, device)
+        *leading, width = self.shapes[name]
+        small = _empty(kind, leading, width, device)
+        for piece in self.pieces[name]:
+            for shard, (stored, scale) in enumerate(zip(piece.stored, piece.scales, strict=True)):
+                assert scale is not None, "small numbers were matched with their scales"
+                codes, scales = (region(part, piece.part, shard, len(piece.stored)) for part in small)
+                if stored.dtype == torch.uint8:
+                    unpacked = _unpacked(stored, scale, width, staging)
+                    codes.copy_(unpacked.codes)
+                    scales.copy_(unpacked.scales)
+                    continue
+                fill(codes, stored, piece.start, None, staging, in_first=piece.layout.in_first)
+                scales.copy_(read_whole(scale).float().view(_scale_shape(codes.shape, scale)))
+        return small
 
     def read_expert(self, name: str, expert: int, staging: Staging) -> Tensor:
         """Returns one expert [out in] of a parameter [E out in], as `read` has it; only its own bytes are read."""
@@ -87,6 +120,10 @@ class Source:
             is_stack = piece.part.expert is None  # then its matrices follow one another in the file
             for shard, (stored, scale) in enumerate(zip(piece.stored, piece.scales, strict=True)):
                 target = region(tensor, piece.part._replace(expert=None), shard, len(piece.stored))
+                if stored.dtype == torch.uint8:
+                    assert scale is not None, "packed weights were matched with their scales"
+                    target.copy_(dequantize(_unpacked(stored, scale, target.shape[-1], staging), self.dtype))
+                    continue
                 start = piece.start + (expert * target.numel() if is_stack else 0)
                 factor = None
                 if scale is not None:
@@ -261,6 +298,9 @@ def _by_key(stored: Sequence[Stored], canonical: Callable[[str], str | None]) ->
         key = canonical(entry.key)
         if key is None:
             continue
+        if key.endswith(names.PACKED) and entry.dtype == torch.int32 and entry.shape:
+            key = key.removesuffix("_packed")
+            entry = entry._replace(dtype=torch.uint8, shape=(*entry.shape[:-1], 4 * entry.shape[-1]))
         if key in tensors:
             raise WeightsError(f"{entry}: is there twice, also as {tensors[key]}; remove one")
         tensors[key] = entry
@@ -336,6 +376,10 @@ def _match(parameters: Mapping[str, Tensor], files: _Files, form: _Format) -> di
     for shard in files.shards:
         for key, entry in shard.items():
             if key not in used:
+                if key.endswith(("zero_point", "g_idx")):
+                    raise WeightsError(
+                        f"{entry}: codes around a zero point or in another order are not supported; use a symmetric one"
+                    )
                 raise WeightsError(
                     f"{entry}: unexpected; of another model than the configuration, or of a quantisation not supported"
                 )
@@ -355,11 +399,13 @@ def _in_shard(shard: Mapping[str, Stored], key: str, files: _Files) -> Stored:
 
 
 def _scale_of(entry: Stored, key: str, shard: Mapping[str, Stored], form: _Format) -> Stored | None:
-    if entry.dtype != FP8:
+    if entry.dtype not in SMALL:
         return None
     for scale_key in form.scale_keys(key):
         if scale_key in shard:
             return shard[scale_key]
+    if entry.dtype != FP8:
+        return None  # then it cannot be a weight
     raise WeightsError(
         f"{entry}: is fp8 and has no scale, which should be called {entry.key}_scale; fetch the file again"
     )
@@ -382,25 +428,32 @@ def _pieces(
             )
     regions = [region(parameters[part.name], part, 0, n_shards) for part in layout.parts]
     expected = shape_at_rest(regions, layout)
+    *rows, width = expected
     for entry in stored:
         # Meta's own resharding leaves merged experts unmerged.
-        if entry.shape not in (expected, shape_at_rest(regions, layout._replace(merged=False))):
+        allowed = {expected, shape_at_rest(regions, layout._replace(merged=False))}
+        if entry.dtype == torch.uint8 and not layout.in_first:
+            allowed = {(*rows, width), (*rows, width // 2)} if width % 2 == 0 else {(*rows, width)}
+        if entry.shape not in allowed:
             raise WeightsError(
                 f"{entry}: shape {list(entry.shape)}, but the configuration asks for {list(expected)}"
                 + (f" in each of {n_shards} shards" if n_shards > 1 else "")
             )
-        if entry.dtype not in (*FLOATS, FP8):
+    for entry, scale in zip(stored, scales, strict=True):
+        if entry.dtype not in (*FLOATS, *SMALL) or (entry.dtype in SMALL and scale is None):
             raise WeightsError(
                 f"{entry}: {entry.dtype} cannot be a weight; use a float checkpoint or one in fp8 with scales"
             )
-    for scale in scales:
-        if scale is not None:
+        if scale is not None and entry.dtype == torch.uint8:
+            _group(scale, width, rows)
+        elif scale is not None:
             _scale_shape(regions[0].shape, scale)
     start = 0
     for part, view in zip(layout.parts, regions, strict=True):
         n_copies = n_shards if part.axis is not None else 1  # what every shard has in full is read from the first
-        yield Piece(part, layout, start, view.numel(), stored[:n_copies], scales[:n_copies])
-        start += view.numel()
+        share = view.numel() * math.prod(stored[0].shape) // sum(each.numel() for each in regions)
+        yield Piece(part, layout, start, share, stored[:n_copies], scales[:n_copies])
+        start += share
 
 
 def _check_complete(name: str, parameter: Tensor, pieces: Sequence[Piece], files: _Files, form: _Format) -> None:
@@ -425,13 +478,16 @@ def _as_written(key: str, files: _Files) -> str:
 
 
 def _common_dtype(pieces: Mapping[str, Sequence[Piece]]) -> torch.dtype:
-    """The one dtype of what is not fp8. Mixed files are an error: to widen or round silently would hide a mistake."""
-    stored = [entry for group in pieces.values() for piece in group for entry in piece.stored if entry.dtype != FP8]
+    """The one dtype of what is not in small numbers. Mixed files are an error: a silent choice would hide a mistake."""
+    every = [entry for group in pieces.values() for piece in group for entry in piece.stored]
+    stored = [entry for entry in every if entry.dtype not in SMALL]
     counts: dict[torch.dtype, int] = {}
     for entry in stored:
         counts[entry.dtype] = counts.get(entry.dtype, 0) + 1
     if not counts:
-        raise WeightsError("dtype: all weights are fp8, so the files do not tell what to compute in; give one")
+        raise WeightsError(
+            "dtype: all weights are in small numbers, so the files do not tell what to compute in; give one"
+        )
     usual = max(counts, key=lambda dtype: counts[dtype])
     for entry in stored:
         if entry.dtype != usual:
@@ -452,6 +508,55 @@ def _scale_shape(shape: Sequence[int], scale: Stored) -> list[int]:
         f"{scale}: {scale.dtype} of shape {list(scale.shape)} is neither one scale nor one per row of {list(shape)}; "
         "block-wise scales are not supported"
     )
+
+
+def _kind(piece: Piece, width: int) -> type[Small] | None:
+    """The format that can hold a piece as it is stored, of a parameter with `width` columns; None for none."""
+    entry, scale = piece.stored[0], piece.scales[0]
+    if scale is None or (len(piece.stored) > 1 and piece.part.axis == names.IN):
+        return None
+    if entry.dtype != torch.uint8:
+        return Fp8 if entry.dtype == FP8 else Int8
+    group = _group(scale, width, entry.shape[:-1])
+    if entry.shape[-1] == width:
+        return Int8 if group == width else None
+    return Int4 if group % GROUP == 0 else None
+
+
+def _empty(kind: type[Small], leading: Sequence[int], width: int, device: torch.device | str) -> Small:
+    """Memory for a weight [.. out in] in a format."""
+    if kind is Int4:
+        codes = torch.empty(*leading, width // 2, dtype=torch.uint8, device=device)
+        return Int4(codes, torch.empty(*leading, width // GROUP, dtype=torch.bfloat16, device=device))
+    dtype = FP8 if kind is Fp8 else torch.int8
+    return kind(
+        torch.empty(*leading, width, dtype=dtype, device=device),
+        torch.empty(*leading, 1, dtype=torch.float32, device=device),
+    )
+
+
+def _unpacked(stored: Stored, scale: Stored, width: int, staging: Staging) -> Small:
+    """One matrix of packed words [out in], in memory of its own.
+
+    Int4 where it has two nibbles a byte, with scales repeated for each 32 columns; otherwise Int8 of a number plus 128.
+    Raises WeightsError where the groups are smaller or, of eight bits, not whole rows.
+    """
+    group = _group(scale, width, stored.shape[:-1])
+    codes, scales = read(stored, 0, stored.shape, staging).clone(), read_whole(scale).float().view(stored.shape[0], -1)
+    if stored.shape[-1] == width and group == width:
+        return Int8((codes ^ 128).view(torch.int8), scales)
+    if stored.shape[-1] == width or group % GROUP:
+        raise WeightsError(f"{scale}: one scale for {group} columns is not supported; use whole rows, or 32 and more")
+    return Int4(codes, scales.bfloat16().repeat_interleave(group // GROUP, dim=-1))
+
+
+def _group(scale: Stored, width: int, rows: Sequence[int]) -> int:
+    """How many columns share a scale. Raises WeightsError where the scales are no whole number for each row."""
+    n = math.prod(scale.shape)
+    per_row, left = divmod(n, math.prod(rows))
+    if scale.dtype not in FLOATS or left or not per_row or width % per_row:
+        raise WeightsError(f"{scale}: {scale.dtype} of shape {list(scale.shape)} does not fit rows of {width} columns")
+    return width // per_row
 
 
 def _place(piece: Piece) -> tuple[str, int]:
