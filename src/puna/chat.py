@@ -380,6 +380,8 @@ class Session:
         pieces = []
         for event in self._events():
             key = event.request_id, event.sample
+            if key not in self._readers:  # a stop string ended it, and the step gave it more tokens
+                continue
             piece = _piece(event, self._readers[key])
             if piece.finish is not None:
                 del self._readers[key]

@@ -20,10 +20,11 @@ from puna.engine.cache import KVCache, kv_dtype, share_out, spare_bytes
 from puna.engine.pictures import Features, Pictures
 from puna.engine.request import Event, Finish, Output, Request, check
 from puna.engine.runner import for_model
-from puna.engine.sampler import Choice, SamplerState, choose
+from puna.engine.sampler import Choice, Sampler, SamplerState
 from puna.engine.scheduler import Scheduler, Turn
 from puna.engine.sequence import Sequence as Text
 from puna.engine.sequence import due_seconds
+from puna.engine.speculate import Drafting, Proposer, Speculator
 from puna.errors import CapacityError
 from puna.model.transformer import Llama
 
@@ -44,6 +45,8 @@ class Load(NamedTuple):
     n_prompt_tokens: int  # of everything that has begun
     n_cached_tokens: int  # of those, tokens that need not be read because their prefix was remembered
     n_preempted: int  # times that a sequence had to make room
+    n_drafted: int  # guesses of next tokens that were read
+    n_accepted: int  # of those, guesses that were right
 
 
 class Engine:
@@ -55,6 +58,7 @@ class Engine:
     kv_dtype          a name in `cache.KV_DTYPES`; None keeps keys and values as the model makes them
     n_blocks          of each kind, instead of kv_bytes
     spill             keeps what has to leave the cache; None lets it go
+    proposer          guesses next tokens, so that a step may give several; None reads one by one
     clock             for deadlines and ranks, in seconds
 
     Raises ConfigError or CapacityError when keys and values cannot be kept like that.
@@ -71,6 +75,7 @@ class Engine:
         kv_dtype: str | None = None,
         n_blocks: Counts | None = None,
         spill: Spill | None = None,
+        proposer: Proposer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_step_tokens <= max_sequences:
@@ -88,7 +93,9 @@ class Engine:
         self._clock = clock
         self._n_added = 0
         # A patch id stands for a feature, and a token that was chosen has none.
-        self._forbidden = (*forbidden_ids, *(() if model.config.patch_id is None else (model.config.patch_id,)))
+        forbidden = (*forbidden_ids, *(() if model.config.patch_id is None else (model.config.patch_id,)))
+        self._sampler = Sampler(forbidden)
+        self._speculator = None if proposer is None else Speculator(proposer, forbidden)
 
     @property
     def n_waiting(self) -> int:
@@ -115,6 +122,8 @@ class Engine:
             n_prompt_tokens=scheduler.n_prompt_tokens,
             n_cached_tokens=scheduler.n_cached_tokens,
             n_preempted=scheduler.n_preempted,
+            n_drafted=0 if self._speculator is None else self._speculator.n_drafted,
+            n_accepted=0 if self._speculator is None else self._speculator.n_accepted,
         )
 
     def add(self, request: Request) -> int:
@@ -130,7 +139,7 @@ class Engine:
                 request_id=self._n_added,
                 request=request,
                 due_seconds=due_seconds(request, self._clock()),
-                samplers={i: SamplerState(request.sampling, request.ids, i) for i in range(request.n)},
+                samplers={i: _sampler_state(request, i) for i in range(request.n)},
                 max_new_tokens=max_new_tokens,
                 ids=list(request.ids),
                 pictures=_pictures(request, self.model),
@@ -153,7 +162,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Reads one batch. Returns an event for each sample that got a token: none while prompts are being read.
+        """Reads one batch. Returns an event for each token that a sample got: none while prompts are being read.
 
         A step that fails ends the sequences that were in it without an event, and the error says why.
         """
@@ -162,6 +171,7 @@ class Engine:
         if not turns:
             return expired
         try:
+            turns = self._with_drafts(turns)
             choices = self._chosen(turns, self._runner.run(self._batch(turns)))
         except BaseException:
             self._drop(turns)
@@ -235,30 +245,49 @@ class Engine:
                 stretches.append((sequence.pictures, table.length, table.length + turn.n_new))
         return assemble(pieces, self._features.gather(stretches), wanted, self.model.embedding.weight.device)
 
-    def _chosen(self, turns: Sequence[Turn], logits: Tensor) -> list[list[Choice]]:
-        """Returns the next token of each sample of each turn, none for turns that are not ready. logits [R V]."""
+    def _with_drafts(self, turns: list[Turn]) -> list[Turn]:
+        """Returns the turns with guesses of what follows, for the sequences that are decoding."""
+        if self._speculator is None:
+            return turns
+        decoding = [turn.sequence for turn in turns if turn.sequence.is_decoding]
+        drafts = iter(self._speculator.drafts([_drafting(sequence) for sequence in decoding]))
+        return self._scheduler.with_drafts(turns, [next(drafts) if turn.sequence.is_decoding else () for turn in turns])
+
+    def _chosen(self, turns: Sequence[Turn], logits: Tensor) -> list[list[list[Choice]]]:
+        """Returns the next tokens of each sample of each turn, none for turns that are not ready. logits [R V]."""
         n_samples = [len(turn.sequence.samplers) if turn.is_ready else 0 for turn in turns]
-        repeats = [n for n in n_samples if n]
+        repeats = [n for turn, n in zip(turns, n_samples, strict=True) if n for _ in range(1 + len(turn.drafts))]
         if not repeats:
             return [[] for _ in turns]
-        if len(repeats) < sum(repeats):
+        if len(repeats) < sum(repeats):  # drafts are those of a single sample
             logits = logits.repeat_interleave(torch.tensor(repeats, device=logits.device), dim=0)
-        samplers = [sampler for turn in turns if turn.is_ready for sampler in turn.sequence.samplers.values()]
-        choices = iter(choose(logits, samplers, self._forbidden))
+        ready = [(sampler, turn) for turn in turns if turn.is_ready for sampler in turn.sequence.samplers.values()]
+        drafts = [turn.drafts for _, turn in ready]
+        choices = iter(self._sampler.verify(logits, [sampler for sampler, _ in ready], drafts))
         return [[next(choices) for _ in range(n)] for n in n_samples]
 
-    def _settle(self, turns: Sequence[Turn], choices: Sequence[Sequence[Choice]]) -> list[Event]:
+    def _settle(self, turns: Sequence[Turn], choices: Sequence[Sequence[Sequence[Choice]]]) -> list[Event]:
         """Counts what was read, parts samples, appends the chosen tokens and reports them."""
         block_len = self._blocks.layout.block_len
-        for sequence, n_new, _ in turns:
+        for (sequence, n_new, drafts), of_turn in zip(turns, choices, strict=True):
+            if drafts:
+                n_right = max(len(of_turn[0]) - 1, 0)
+                sequence.ids += drafts[:n_right]
+                n_new += n_right
+                self._learn(sequence, len(drafts), n_right)
             keys = sequence.keys(sequence.table.length + n_new, block_len)
             self._blocks.advance(sequence.table, n_new, keys)
         return [
-            self._continue(sequence, choice)
+            event
             for turn, of_turn in zip(turns, choices, strict=True)
             if of_turn
-            for sequence, choice in zip(self._parted(turn.sequence), of_turn, strict=True)
+            for sequence, chosen in zip(self._parted(turn.sequence), of_turn, strict=True)
+            for event in self._continue(sequence, chosen)
         ]
+
+    def _learn(self, sequence: Text, n_drafted: int, n_accepted: int) -> None:
+        assert self._speculator is not None, "drafts come from the speculator"
+        self._speculator.learn(_key(sequence), n_drafted, n_accepted)
 
     def _parted(self, sequence: Text) -> list[Text]:
         """Returns one sequence per sample that goes on from `sequence`; one without room for its own blocks waits."""
@@ -274,18 +303,35 @@ class Engine:
             twins.append(twin)
         return [sequence, *twins]
 
-    def _continue(self, sequence: Text, choice: Choice) -> Event:
-        """Appends the chosen token to its sequence, ends the sequence where that is due, and reports both."""
-        sequence.ids.append(choice.token)
+    def _continue(self, sequence: Text, chosen: Sequence[Choice]) -> list[Event]:
+        """Appends the last chosen token to its sequence, ends the sequence where that is due, and reports all tokens.
+
+        A sequence whose grammar allows no token at all is aborted.
+        """
+        ((sample, sampler),) = sequence.samplers.items()
+        matcher = sampler.matcher
+        sequence.ids += [choice.token for choice in chosen[-1:]]
         finish: Finish | None = None
-        if choice.token in sequence.request.sampling.stop_ids:
+        if not chosen:
+            finish = "abort"
+        elif chosen[-1].token in sequence.request.sampling.stop_ids or (matcher is not None and matcher.is_complete):
             finish = "stop"
         elif sequence.n_new_tokens == sequence.max_new_tokens:
             finish = "length"
-        (sample,) = sequence.samplers
         if finish is not None:
             self._scheduler.remove(sequence)
-        return Event(sequence.request_id, sample, choice.token, choice.logprobs, finish, sequence.n_cached or 0)
+        reported: list[Choice | None] = [*chosen] or [None]
+        return [
+            Event(
+                sequence.request_id,
+                sample,
+                None if choice is None else choice.token,
+                None if choice is None else choice.logprobs,
+                finish if i == len(reported) - 1 else None,
+                sequence.n_cached or 0,
+            )
+            for i, choice in enumerate(reported)
+        ]
 
     def _drop(self, turns: Sequence[Turn]) -> None:
         """Ends the sequences of a failed step. What it read of them is not to be trusted."""
@@ -316,6 +362,28 @@ def score(model: Llama, ids: Sequence[int], tiles: Tensor | None = None) -> Tens
         rows.append(runner.run(assemble([(table, ids[start : start + n])], seen, range(n), weight.device)))
         blocks.advance(table, n)
     return torch.cat(rows)  # T V
+
+
+def _sampler_state(request: Request, sample: int) -> SamplerState:
+    matcher = None if request.grammar is None else request.grammar.fork()
+    return SamplerState(request.sampling, request.ids, sample, matcher)
+
+
+def _key(sequence: Text) -> tuple[int, int]:
+    """Returns what a decoding sequence is known by: its request and its one sample."""
+    (sample,) = sequence.samplers
+    return sequence.request_id, sample
+
+
+def _drafting(sequence: Text) -> Drafting:
+    (sampler,) = sequence.samplers.values()
+    return Drafting(
+        key=_key(sequence),
+        ids=sequence.ids,
+        n_most=sequence.max_new_tokens - sequence.n_new_tokens - 1,  # the token behind the drafts is the last
+        stop_ids=sequence.request.sampling.stop_ids,
+        matcher=sampler.matcher,
+    )
 
 
 def _pictures(request: Request, model: Llama) -> Pictures | None:

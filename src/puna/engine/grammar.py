@@ -156,6 +156,10 @@ class Matcher:
         stop = next((i for i, id_ in enumerate(ids) if id_ in self.stop_ids or id_ >= self.vocabulary.end_id), len(ids))
         return self.state.validate_tokens(ids[:stop]) if stop else 0
 
+    def forced(self) -> list[int]:
+        """Returns the ids that the model is likely to write where the grammar allows only one text."""
+        return [] if self.is_stuck else list(self.state.compute_ff_tokens())
+
     def advance(self, token: int) -> None:
         """Counts an allowed token as written. A stop id ends the text and is not part of it."""
         if token not in self.stop_ids:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from puna.config import LlamaConfig
+from puna.engine.grammar import Matcher
 from puna.errors import PromptError
 
 Finish = Literal["stop", "length", "abort"]
@@ -83,6 +84,7 @@ class Request:
 
     tiles              [I 3 S S], for the patch ids in order, or None
     n                  how many samples
+    grammar            what the text must look like, a matcher at its beginning; None leaves it free
     priority           0 is ordinary, less comes earlier and more later; what waits long enough comes in any case
     deadline_seconds   on the engine's clock: the earlier, the earlier it comes; once passed, it ends; None has none
 
@@ -93,6 +95,7 @@ class Request:
     tiles: Tensor | None = None
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
+    grammar: Matcher | None = None
     priority: int = 0
     deadline_seconds: float | None = None
 

@@ -83,6 +83,18 @@ class Scheduler:
                 turns.append(Turn(sequence, n_new))
         return sorted(turns, key=lambda turn: not turn.sequence.is_decoding)
 
+    def with_drafts(self, turns: Seq[Turn], drafts: Seq[tuple[int, ...]]) -> list[Turn]:
+        """Returns the turns with as many of the drafts beside them as budget and blocks leave, and blocks for those."""
+        budget = self.max_step_tokens - sum(turn.n_new for turn in turns)
+        given = []
+        for (sequence, n_new, _), guesses in zip(turns, drafts, strict=True):
+            n = min(len(guesses), budget)
+            n = max(self.blocks.room(sequence.table, n_new + n) - n_new, 0)
+            self.blocks.grow(sequence.table, n_new + n)
+            budget -= n
+            given.append(Turn(sequence, n_new, guesses[:n]))
+        return given
+
     def check_integrity(self) -> None:
         """Raises AssertionError unless lists, tables and pools agree; call it between steps."""
         for sequences in (self.running, self.waiting):
