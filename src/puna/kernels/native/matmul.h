@@ -14,9 +14,12 @@ enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 enum Mode : int32_t { SET = 0, ADD = 1 };  // what a product does with what is there
 
 constexpr int GROUP = 32;         // inputs that share a scale; every `in` is filled up with zeros to a multiple of it
+constexpr int AHEAD = 4096;        // bytes that are asked for before they are needed, where memory is what one waits for
 constexpr int PANEL = 4;          // blocks of 16 outputs that are worked on together
 constexpr int MOST_ROWS = 6;      // rows of a tile of floats: 6 x 4 sums, 4 weights and 1 activation fill the registers
 constexpr int MOST_INT_ROWS = 8;  // rows of a tile of integers
+constexpr int64_t INT4_CODES = GROUP * LANES / 2;  // bytes of one group of a block
+constexpr int64_t INT4_PAIR = 2 * INT4_CODES + 2 * LANES * 2;  // two groups' codes and then their scales: one stream
 constexpr int64_t IN_BLOCK = 2048;  // inputs of a float panel at once: 64 x 2048 x 2 bytes stay in the second cache
 
 struct Matrix {
@@ -31,7 +34,7 @@ inline int64_t block_bytes(int32_t kind, int64_t n_in) {
         case FP32: return in * LANES * 4;
         case BF16: return in * LANES * 2;
         case INT8: return in * LANES + LANES * 4;
-        default: return in * LANES / 2 + padded(in / GROUP * LANES * 2, 64);
+        default: return padded(in, 2 * GROUP) / (2 * GROUP) * INT4_PAIR;
     }
 }
 
@@ -125,27 +128,28 @@ void int_tile(const uint8_t* const* rows, const uint8_t* block, int64_t in, floa
     const int64_t n_groups = in / GROUP;
     __m512 sums[MR];
     for (int m = 0; m < MR; ++m) sums[m] = _mm512_setzero_ps();
-    const uint8_t* scales = block + (KIND == INT4 ? in * LANES / 2 : in * LANES);
+    const uint8_t* scales = block + in * LANES;  // of int8
     const __m512i low = _mm512_set1_epi8(15);
     for (int64_t g = 0; g < n_groups; ++g) {
         __m512i w[STEPS];
         __m512 scale = _mm512_setzero_ps();
         if (KIND == INT4) {
-            const uint8_t* codes = block + g * GROUP * LANES / 2;
+            const uint8_t* pair = block + g / 2 * INT4_PAIR;
+            const uint8_t* codes = pair + g % 2 * INT4_CODES;
             if (MR <= 2) {
-                for (int j = 0; j < 4; ++j) _mm_prefetch(codes + j * 64 + 2048, _MM_HINT_T0);
+                for (int j = 0; j < 5; ++j) _mm_prefetch(codes + j * 64 + AHEAD, _MM_HINT_T0);
             }
             for (int j = 0; j < STEPS / 2; ++j) {
                 const __m512i both = _mm512_load_si512(codes + j * 64);
                 w[2 * j] = _mm512_and_si512(both, low);
                 w[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
             }
-            scale = from_bf16(_mm256_load_si256((const __m256i*)(scales + g * LANES * 2)));
+            scale = from_bf16(_mm256_load_si256((const __m256i*)(pair + 2 * INT4_CODES + g % 2 * LANES * 2)));
         } else {
             const uint8_t* codes = block + g * GROUP * LANES;
             for (int j = 0; j < STEPS; ++j) {
                 w[j] = _mm512_load_si512(codes + j * 64);
-                if (MR <= 2) _mm_prefetch(codes + j * 64 + 2048, _MM_HINT_T0);
+                if (MR <= 2) _mm_prefetch(codes + j * 64 + AHEAD, _MM_HINT_T0);
             }
         }
         for (int m = 0; m < MR; ++m) {
@@ -267,7 +271,7 @@ inline void pack_block(int32_t kind, const uint8_t* source, const uint8_t* scale
     uint8_t* out = target + block * bytes;
     std::memset(out, 0, bytes);
     if (kind == INT8) std::memset(out, 128, in * LANES);
-    if (kind == INT4) std::memset(out, 0x88, in * LANES / 2);
+    for (int64_t pair = 0; kind == INT4 && pair < bytes; pair += INT4_PAIR) std::memset(out + pair, 0x88, 2 * INT4_CODES);
     for (int64_t lane = 0; lane < LANES && block * LANES + lane < n_out; ++lane) {
         const int64_t row = block * LANES + lane;
         if (kind == FP32) {
@@ -282,15 +286,20 @@ inline void pack_block(int32_t kind, const uint8_t* source, const uint8_t* scale
             ((float*)(out + in * LANES))[lane] = ((const float*)scales)[row];
         } else {
             const uint8_t* from = source + row * (n_in / 2);
-            for (int64_t i = 0; i < n_in; ++i) {
-                const uint8_t code = i % 2 ? from[i / 2] >> 4 : from[i / 2] & 15;
-                const int64_t step = i / 4;  // two steps share a byte
-                uint8_t& place = out[(step / 2 * LANES + lane) * 4 + i % 4];
-                place = step % 2 ? (uint8_t)((place & 15) | code << 4) : (uint8_t)((place & 0xf0) | code);
-            }
             const bf16* from_scales = (const bf16*)scales + row * (n_in / GROUP);
-            bf16* to = (bf16*)(out + in * LANES / 2);
-            for (int64_t g = 0; g < n_in / GROUP; ++g) to[g * LANES + lane] = from_scales[g];
+            for (int64_t g = 0; g < n_in / GROUP; ++g) {
+                uint8_t* pair = out + g / 2 * INT4_PAIR;
+                uint8_t* codes = pair + g % 2 * INT4_CODES;
+                for (int64_t i = 0; i < GROUP; i += 8) {  // steps of four inputs; two of them share their bytes
+                    const uint8_t* eight = from + (g * GROUP + i) / 2;
+                    uint8_t* place = codes + (i / 8 * LANES + lane) * 4;
+                    for (int j = 0; j < 4; ++j) {
+                        const uint8_t first = eight[j / 2] >> j % 2 * 4 & 15, second = eight[2 + j / 2] >> j % 2 * 4 & 15;
+                        place[j] = (uint8_t)(first | second << 4);
+                    }
+                }
+                ((bf16*)(pair + 2 * INT4_CODES))[g % 2 * LANES + lane] = from_scales[g];
+            }
         }
     }
 }
