@@ -98,13 +98,21 @@ class Engine:
         self._speculator = None if proposer is None else Speculator(proposer, forbidden)
 
     @property
+    def waiting(self) -> list[tuple[int, int]]:
+        """Samples (request id, number) that have not begun, or had to make room, by rank."""
+        return [(each.request_id, sample) for each in self._scheduler.waiting for sample in each.samplers]
+
+    @property
+    def running(self) -> list[tuple[int, int]]:
+        """Samples (request id, number) that have begun, those whose prompt is still being read included."""
+        return [(each.request_id, sample) for each in self._scheduler.running for sample in each.samplers]
+
+    @property
     def n_waiting(self) -> int:
-        """Samples that have not begun, or had to make room."""
         return self._scheduler.n_waiting
 
     @property
     def n_running(self) -> int:
-        """Samples that have begun, those whose prompt is still being read included."""
         return self._scheduler.n_running
 
     @property
