@@ -6,18 +6,19 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: pip install 'puna[gpu]'")
 
 from puna.kernels import triton_attention as fast
-from puna.kernels.triton_attention import Places, Pool
+from puna.kernels.attention import Stored, write_paged
+from puna.kernels.triton_attention import Places
 
 SMALL = [torch.int8, torch.float8_e4m3fn]
 
 
-def pool(n_blocks: int, K: int, block_len: int, H: int, dtype: torch.dtype, device: torch.device) -> Pool:
+def pool(n_blocks: int, K: int, block_len: int, H: int, dtype: torch.dtype, device: torch.device) -> Stored:
     keys, values = torch.randn(2, n_blocks, K, block_len, H, device=device)
     if dtype not in SMALL:
-        return Pool(keys.to(dtype), values.to(dtype))
+        return Stored(keys.to(dtype), values.to(dtype), None, None)
     codes = [(x * 40).clamp(-127, 127).to(dtype) for x in (keys, values)]
     scales = torch.rand(2, n_blocks, K, block_len, device=device) / 20 + 0.01
-    return Pool(*codes, *scales)
+    return Stored(codes[0], codes[1], scales[0], scales[1])
 
 
 def places(
@@ -41,14 +42,14 @@ def places(
     return Places(torch.tensor(table, dtype=torch.int32, device=device), *(c.contiguous() for c in columns)), pieces
 
 
-def decode(q: torch.Tensor, store: Pool, where: Places, longest: int) -> torch.Tensor:
+def decode(q: torch.Tensor, store: Stored, where: Places, longest: int) -> torch.Tensor:
     out = torch.full_like(q, torch.nan)
     rows = torch.arange(len(q), dtype=torch.int32, device=q.device)
     fast.attend_decode(q, store, where, rows, out, longest=longest)
     return out
 
 
-def prefill(q: torch.Tensor, store: Pool, where: Places, pieces: list[tuple[int, int]]) -> torch.Tensor:
+def prefill(q: torch.Tensor, store: Stored, where: Places, pieces: list[tuple[int, int]]) -> torch.Tensor:
     out = torch.full_like(q, torch.nan)
     step = fast.tile_len(q.shape[1], store.keys.shape[1])
     tiles = [(at, min(step, row + n - at)) for row, n in pieces for at in range(row, row + n, step)]
@@ -128,20 +129,22 @@ def test_new_keys_and_values_are_stored_as_the_plain_twin_does_bit_for_bit(
     given = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     k, v = (torch.randn(2, 5, 3, 12, device=device) * 10 ** torch.randn(2, 5, 3, 1, device=device)).to(given)
     k[0, 0] = 0  # a key of zeros has no scale
-    mine, twin = (Pool(*(x.clone() for x in pool(4, 3, 4, 12, dtype, device) if x is not None)) for _ in range(2))
-    for a, b in zip(mine, twin, strict=True):
-        if a is not None and b is not None:
-            b.copy_(a)
+    mine = pool(4, 3, 4, 12, dtype, device)
+    before = Stored(*(None if x is None else x.clone() for x in mine))  # type: ignore[arg-type]
+    twin = Stored(*(None if x is None else x.clone() for x in mine))  # type: ignore[arg-type]
     own = torch.tensor([13, -1, 0, 3, 7], dtype=torch.int32, device=device)
     fast.store(k, v, mine, own)
-    fast.store_plain(k, v, twin, own)
+    kept = own >= 0
+    write_paged(twin, own[kept].long() // 4, own[kept].long() % 4, k[kept], v[kept])
     for a, b in zip(mine, twin, strict=True):
         assert a is None or torch.equal(a.float(), b.float())
-    assert not torch.equal(mine.keys.float(), pool(4, 3, 4, 12, dtype, device).keys.float())
+    assert not torch.equal(mine.keys.float(), before.keys.float())
 
 
 def test_blocks_that_are_a_view_are_refused(device: torch.device) -> None:
     store = pool(4, 2, 4, 16, torch.float32, device)
     where, _ = places([(2, 1)], 4, None, 4, device)
     with pytest.raises(ValueError, match="contiguous"):
-        decode(torch.randn(1, 2, 16, device=device), Pool(store.keys[:, :1], store.values[:, :1]), where, 3)
+        decode(
+            torch.randn(1, 2, 16, device=device), Stored(store.keys[:, :1], store.values[:, :1], None, None), where, 3
+        )

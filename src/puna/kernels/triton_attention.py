@@ -7,7 +7,7 @@ head are rows of one matrix product, so that keys are read once. A chunked layer
 at the chunk, and `first` says where the row's own chunk begins in it.
 
 Keys and values may be bfloat16, float32, or int8 and e4m3 with a scale for each slot and head: scales multiply scores
-and probabilities, never keys. Plain twins: `attend_plain`, `store_plain`.
+and probabilities, never keys. Plain twins: `attend_plain`, `attention.write_paged`.
 Not here: which blocks (`engine/blocks`), RoPE, norm and temperature (`triton_decoder`).
 Every speed here is a guess until a GPU has run bench/gpu.py; the tests run the kernels in Triton's interpreter.
 """
@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from puna.kernels.attention import Stored
 from puna.kernels.triton_weights import operands
 from puna.shapes import sizes
 
@@ -32,16 +33,6 @@ PART_SLOTS = 256
 MAX_PARTS = 64
 ENOUGH_PROGRAMS = 512
 """Programs that keep a GPU of 132 multiprocessors busy."""
-
-
-class Pool(NamedTuple):
-    """Blocks of one layer: keys and values [n_blocks K block_len H] of one dtype; scales float32 [n_blocks K
-    block_len] when that dtype is int8 or float8_e4m3fn, None otherwise."""
-
-    keys: Tensor
-    values: Tensor
-    key_scales: Tensor | None = None
-    value_scales: Tensor | None = None
 
 
 class Places(NamedTuple):
@@ -58,7 +49,7 @@ class Places(NamedTuple):
     own: Tensor  # [T] block id * block_len + offset of the row's own key and value, or -1 not to store them
 
 
-def store(k: Tensor, v: Tensor, pool: Pool, own: Tensor) -> None:
+def store(k: Tensor, v: Tensor, pool: Stored, own: Tensor) -> None:
     """Writes keys and values [T K H] of new tokens into their places `own` int32 [T]; -1 is left out.
 
     Small formats take the largest magnitude of a head's key as the end of their range, rounding to nearest even.
@@ -66,7 +57,7 @@ def store(k: Tensor, v: Tensor, pool: Pool, own: Tensor) -> None:
     T, K, H = sizes(k, "T K H")
     block_len = pool.keys.shape[2]
     for x, codes, scales in ((k, pool.keys, pool.key_scales), (v, pool.values, pool.value_scales)):
-        grid, kind = (T, K), _kind(codes)
+        grid, kind = (T, K), kind_of(codes)
         if T:
             _store[grid](
                 x, own, codes, codes if scales is None else scales, x.stride(0), x.stride(1),
@@ -74,7 +65,7 @@ def store(k: Tensor, v: Tensor, pool: Pool, own: Tensor) -> None:
             )  # fmt: skip
 
 
-def attend_decode(q: Tensor, pool: Pool, places: Places, rows: Tensor, out: Tensor, *, longest: int) -> None:
+def attend_decode(q: Tensor, pool: Stored, places: Places, rows: Tensor, out: Tensor, *, longest: int) -> None:
     """Writes the attention of the rows `rows` int32 [n] of q [T N H] to the same rows of `out` [T N H].
 
     `longest` bounds how many keys a row sees; it decides into how many parts a context is split, not what comes out.
@@ -88,14 +79,14 @@ def attend_decode(q: Tensor, pool: Pool, places: Places, rows: Tensor, out: Tens
     mixed = torch.empty(n, N, n_parts, H, dtype=torch.float32, device=q.device)
     mass = torch.empty(n, N, n_parts, dtype=torch.float32, device=q.device)
     _part[(n, K, n_parts)](
-        q, *_pointers(pool), *places[:4], rows, mixed, mass, H**-0.5 * math.log2(math.e), n_parts,
+        q, *pointers(pool), *places[:4], rows, mixed, mass, H**-0.5 * math.log2(math.e), n_parts,
         N, K, H, pool.keys.shape[2], pool.key_scales is not None, operands(q.dtype),
         max(16, triton.next_power_of_2(N // K)), width, SLOTS, num_warps=4,
     )  # fmt: skip
     _combine[(n, N)](mixed, mass, rows, out, n_parts, N, H, triton.next_power_of_2(n_parts), width, num_warps=4)
 
 
-def attend_prefill(q: Tensor, pool: Pool, places: Places, tiles: Tensor, out: Tensor) -> None:
+def attend_prefill(q: Tensor, pool: Stored, places: Places, tiles: Tensor, out: Tensor) -> None:
     """Writes the attention of the rows in `tiles` to the same rows of `out` [T N H].
 
     `tiles` int32 [n 2]: first row and number of rows, neighbours of one sequence, at most `tile_len(q, pool)` of them.
@@ -104,7 +95,7 @@ def attend_prefill(q: Tensor, pool: Pool, places: Places, tiles: Tensor, out: Te
     n, K, q = len(tiles), pool.keys.shape[1], q.contiguous()
     if n:
         _rows_of_tile[(n, K)](
-            q, *_pointers(pool), *places[:4], tiles, out, H**-0.5 * math.log2(math.e),
+            q, *pointers(pool), *places[:4], tiles, out, H**-0.5 * math.log2(math.e),
             N, K, H, pool.keys.shape[2], pool.key_scales is not None, operands(q.dtype),
             TILE, max(16, triton.next_power_of_2(H)), SLOTS, num_warps=8,
         )  # fmt: skip
@@ -121,7 +112,7 @@ def parts_for(n_programs: int, longest: int) -> int:
     return max(1, min(wanted, -(-longest // PART_SLOTS), MAX_PARTS))
 
 
-def attend_plain(q: Tensor, pool: Pool, places: Places) -> Tensor:
+def attend_plain(q: Tensor, pool: Stored, places: Places) -> Tensor:
     """The twin of both ways: row by row, in float32. Returns [T N H] in the dtype of q."""
     T, N, H = sizes(q, "T N H")
     _, K, block_len, _ = sizes(pool.keys, f"n K block_len {H}")
@@ -130,68 +121,48 @@ def attend_plain(q: Tensor, pool: Pool, places: Places) -> Tensor:
         start, first, last = (int(x[t]) for x in (places.start, places.first, places.last))
         if first < last:
             blocks = places.table[start : start + triton.cdiv(last, block_len)].long()
-            k, v = (_written_out(*each)[blocks].transpose(0, 1).flatten(1, 2)[:, first:last] for each in _pairs(pool))
+            k, v = (
+                _written_out(*each)[blocks].transpose(0, 1).flatten(1, 2)[:, first:last]
+                for each in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales))
+            )
             grouped = q[t].float().view(K, N // K, H) * H**-0.5
             out[t] = ((grouped @ k.mT).softmax(-1) @ v).view(N, H).to(q.dtype)
     return out
-
-
-def store_plain(k: Tensor, v: Tensor, pool: Pool, own: Tensor) -> None:
-    """The twin of `store`, also in place."""
-    kept = own >= 0
-    block_len = pool.keys.shape[2]
-    block, offset = own[kept].long() // block_len, own[kept].long() % block_len
-    for x, (codes, scales) in zip((k, v), _pairs(pool), strict=True):
-        new = x[kept]  # t K H
-        if scales is not None:
-            wide = new.float()
-            end = 127.0 if codes.dtype == torch.int8 else 448.0
-            scale = wide.abs().amax(-1) / end  # t K
-            new = wide / torch.where(scale > 0, scale, 1.0)[..., None]
-            new = new.round() if codes.dtype == torch.int8 else new
-            scales[block, :, offset] = scale
-        codes[block, :, offset] = new.to(codes.dtype)
-
-
-def _pairs(pool: Pool) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
-    return (pool.keys, pool.key_scales), (pool.values, pool.value_scales)
 
 
 def _written_out(codes: Tensor, scales: Tensor | None) -> Tensor:
     return codes.float() if scales is None else codes.float() * scales[..., None]
 
 
-def _pointers(pool: Pool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What kernels get: without scales, something that they never read in their place."""
+def pointers(pool: Stored) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what kernels get of a pool: without scales, something that they never read in their place."""
     keys, values, key_scales, value_scales = pool
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise ValueError("blocks must be contiguous: the kernels count slots from the first key of the pool")
     return keys, values, keys if key_scales is None else key_scales, values if value_scales is None else value_scales
 
 
-def _kind(codes: Tensor) -> str:
+def kind_of(codes: Tensor) -> str:
+    """Returns how keys and values are written: "plain", "int8" or "fp8"."""
     return {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}.get(codes.dtype, "plain")
 
 
 @triton.jit
-def encoded(x, KIND: tl.constexpr):
-    """Returns the codes of x [H] float32 as float32 whole numbers or e4m3 numbers, and their scale.
+def encoded(x, scale, KIND: tl.constexpr):
+    """Returns x / scale, float32, rounded to whole numbers or to numbers that e4m3 has.
 
     Adding and taking away 1.5 * 2**(23 + e) rounds to a multiple of 2**e, to nearest even. For e4m3 the grid follows
     the exponent: three bits of mantissa are kept of the larger numbers, multiples of 2**-9 below 2**-6. So the cast
     that follows is exact, on a GPU and in the interpreter, whose own rounding is not IEEE's.
     """
-    END: tl.constexpr = 127.0 if KIND == "int8" else 448.0
-    scale = tl.max(tl.abs(x), 0) / END
     x = x / tl.where(scale > 0, scale, 1.0)
     if KIND == "int8":
-        x = (x + 12582912.0) - 12582912.0
+        return (x + 12582912.0) - 12582912.0
     else:
         bits = x.to(tl.int32, bitcast=True)
         large = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
         small = (x + 24576.0) - 24576.0
-        x = tl.where(tl.abs(x) < 0.015625, small, large)
-    return x, scale
+        return tl.where(tl.abs(x) < 0.015625, small, large)
 
 
 @triton.jit
@@ -209,8 +180,9 @@ def _store(
         if KIND == "plain":
             tl.store(codes + slot * H + h, new, mask=h < H)
         else:
-            code, scale = encoded(new.to(tl.float32), KIND)
-            tl.store(codes + slot * H + h, code.to(codes.dtype.element_ty), mask=h < H)
+            wide = new.to(tl.float32)
+            scale = tl.max(tl.abs(wide), 0) / (127.0 if KIND == "int8" else 448.0)
+            tl.store(codes + slot * H + h, encoded(wide, scale, KIND).to(codes.dtype.element_ty), mask=h < H)
             tl.store(scales + slot, scale)
 
 
