@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puna.kernels.experts import group_by_expert, grouped_linear, row_block
-from puna.kernels.quantized import Weight, routed_experts
+from puna.kernels.quantized import Packed, Weight, routed_experts
 from puna.shapes import sizes
 
 
@@ -23,8 +23,8 @@ class Arrival(NamedTuple):
     """The weights of one expert, as stacks of one: gate_up [1 2F D], gate rows first, and down [1 D F]."""
 
     expert: int
-    gate_up: Weight
-    down: Weight
+    gate_up: Weight | Packed
+    down: Weight | Packed
 
 
 def arriving_experts(x: Tensor, scores: Tensor, experts: Tensor, n_experts: int, arrivals: Iterable[Arrival]) -> Tensor:
@@ -49,7 +49,7 @@ def arriving_experts(x: Tensor, scores: Tensor, experts: Tensor, n_experts: int,
 
 
 def arriving_small_experts(x: Tensor, scores: Tensor, experts: Tensor, arrivals: Iterable[Arrival]) -> Tensor:
-    """Returns what `quantized.routed_experts` returns, for weights in small numbers; as `arriving_experts`."""
+    """Returns what `quantized.routed_experts` returns, for weights small or packed; as `arriving_experts`."""
     parts: dict[int, tuple[Tensor, Tensor]] = {}
     for expert, gate_up, down in arrivals:
         token, slot = (experts == expert).nonzero(as_tuple=True)  # r r
