@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import ConfigError, WeightsError
-from puna.kernels.formats import Fp8, Int4, Int8, Small, dequantize
+from puna.kernels.formats import Fp8, Int4, Int8, Small, dequantize, expert_of
 from puna.weights import safetensors
 from puna.weights.checkpoint import convert, load
 from puna.weights.compressed import save_compressed
@@ -104,8 +104,10 @@ def test_a_dtype_that_is_asked_for_gets_the_numbers_written_out(kind: type[Small
     small = stored(write(scout, tmp_path / "x", kind))
     for name, numbers in written_out(tmp_path / "x").items():
         torch.testing.assert_close(numbers, dequantize(small[name], torch.float32), rtol=1e-7, atol=0)
-    expert = open_source(tmp_path / "x").read_expert("layers.1.moe.experts.down", 2, Staging())
-    assert torch.equal(expert, open_source(tmp_path / "x").read("layers.1.moe.experts.down", Staging())[2])
+    source, name = open_source(tmp_path / "x"), "layers.1.moe.experts.down"
+    assert torch.equal(source.of_expert(name, 2).read(name, Staging()), source.read(name, Staging())[2])
+    alone = source.of_expert(name, 2).read_stored(name, Staging())
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(alone, expert_of(small[name], 2), strict=True))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

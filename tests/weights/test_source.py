@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import ConfigError, PunaError, WeightsError
+from puna.kernels.formats import expert_of
 from puna.weights import safetensors
 from puna.weights.checkpoint import load, save_meta
 from puna.weights.source import open_config, open_source, resample_positions
@@ -70,9 +71,13 @@ def assert_experts_come_alone(path: Path) -> None:
     """One expert read by itself is the one that lies in the whole parameter, bit for bit."""
     source = open_source(path)
     for name in (name for name in source.pieces if ".experts." in name):
-        whole = source.read(name, Staging())
+        whole, stored = source.read(name, Staging()), source.read_stored(name, Staging())
         for expert, matrix in enumerate(whole):
-            assert torch.equal(source.read_expert(name, expert, Staging()), matrix), (name, expert)
+            alone = source.of_expert(name, expert)
+            assert torch.equal(alone.read(name, Staging()), matrix), (name, expert)
+            ours, theirs = alone.read_stored(name, Staging()), expert_of(stored, expert)
+            assert type(ours) is type(theirs)
+            assert all(torch.equal(a.float(), b.float()) for a, b in zip(ours, theirs, strict=True)), (name, expert)
 
 
 # All published forms ------------------------------------------------------------------------------------------------

@@ -110,28 +110,13 @@ class Source:
                 scales.copy_(read_whole(scale).float().view(_scale_shape(codes.shape, scale)))
         return small
 
-    def read_expert(self, name: str, expert: int, staging: Staging) -> Tensor:
-        """Returns one expert [out in] of a parameter [E out in], as `read` has it; only its own bytes are read."""
+    def of_expert(self, name: str, expert: int) -> "Source":
+        """Returns the source of one expert [out in] of a parameter [E out in], under the same name, as if the files
+        held nothing else: who reads it reads its bytes only."""
         n_experts, *shape = self.shapes[name]
-        tensor = torch.empty(shape, dtype=self.dtype)
-        for piece in self.pieces[name]:
-            if piece.part.expert not in (None, expert):
-                continue
-            is_stack = piece.part.expert is None  # then its matrices follow one another in the file
-            for shard, (stored, scale) in enumerate(zip(piece.stored, piece.scales, strict=True)):
-                target = region(tensor, piece.part._replace(expert=None), shard, len(piece.stored))
-                if stored.dtype == torch.uint8:
-                    assert scale is not None, "packed weights were matched with their scales"
-                    target.copy_(dequantize(_unpacked(stored, scale, target.shape[-1], staging), self.dtype))
-                    continue
-                start = piece.start + (expert * target.numel() if is_stack else 0)
-                factor = None
-                if scale is not None:
-                    scaled = (n_experts, *target.shape) if is_stack else target.shape
-                    factor = read_whole(scale).float().view(_scale_shape(scaled, scale))
-                    factor = factor.expand(n_experts, -1, -1)[expert] if is_stack else factor
-                fill(target, stored, start, factor, staging, in_first=piece.layout.in_first)
-        return tensor
+        pieces = (_piece_of_expert(piece, n_experts, expert) for piece in self.pieces[name])
+        mine = tuple(piece for piece in pieces if piece is not None)
+        return replace(self, shapes={name: tuple(shape)}, pieces={name: mine})
 
 
 class _Files(NamedTuple):
@@ -557,6 +542,23 @@ def _group(scale: Stored, width: int, rows: Sequence[int]) -> int:
     if scale.dtype not in FLOATS or left or not per_row or width % per_row:
         raise WeightsError(f"{scale}: {scale.dtype} of shape {list(scale.shape)} does not fit rows of {width} columns")
     return width // per_row
+
+
+def _piece_of_expert(piece: Piece, n_experts: int, expert: int) -> Piece | None:
+    """What belongs to one expert of a piece; None for nothing."""
+    if piece.part.expert is not None:
+        return piece._replace(part=piece.part._replace(expert=None)) if piece.part.expert == expert else None
+    n = piece.n_elements // n_experts  # the matrices of a stack follow one another in the file, and so do their scales
+    scales = tuple(None if scale is None else _scale_of_expert(scale, n_experts, expert) for scale in piece.scales)
+    return piece._replace(start=piece.start + expert * n, n_elements=n, scales=scales)
+
+
+def _scale_of_expert(scale: Stored, n_experts: int, expert: int) -> Stored:
+    n = math.prod(scale.shape)
+    if n == 1:  # one for all
+        return scale
+    mine = n // n_experts
+    return scale._replace(shape=(mine,), offset=scale.offset + expert * mine * scale.dtype.itemsize)
 
 
 def _place(piece: Piece) -> tuple[str, int]:
