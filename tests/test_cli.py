@@ -139,6 +139,30 @@ def test_convert_there_and_back_keeps_every_answer(run: Run, tiny: str, tmp_path
     assert one["text"] == other["text"]
 
 
+def test_quantize_writes_a_model_that_runs_and_says_what_was_lost(run: Run, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("A fox ran home. " * 5)
+    document = run.document("quantize", tiny, tmp_path / "x", "--to", "int8", "--report", tmp_path / "text")
+    assert (document["to"], len(document["parts"])) == ("int8", 4)
+    assert {loss["to"] for loss in document["losses"]} == {"int8"} and document["losses"][0]["relative_error"] < 0.01
+    drift = document["drift"]
+    assert drift["n_tokens"] == 80 and 0 < drift["divergence"] < 0.01 and drift["agreement"] > 0.9
+    assert run.document("complete", "ab", "--model", tmp_path / "x", *FAST)["text"] is not None
+    assert run.document("complete", "ab", "--model", tmp_path / "x", "--quantize", "fp8", *FAST)["text"] is not None
+    code, out, _ = run("quantize", tiny, tmp_path / "y", "--to", "fp8", "--parts", "attention")
+    assert code == 0 and out.count("attention") == 16 and "experts" not in out
+
+
+def test_quantize_names_what_it_cannot_do_before_it_writes(run: Run, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "blank").write_text(" ")
+    assert "columns are not a multiple of 32" in run.refused("quantize", tiny, tmp_path / "x", "--to", "int4")
+    assert "'router' is not one of" in run.refused("quantize", tiny, tmp_path / "x", "--to", "fp8", "--parts", "router")
+    assert "keeps it as it is" in run.refused("quantize", tiny, tmp_path / "x", "--to", "fp8", "--parts", "vision")
+    assert "holds no text" in run.refused(
+        "quantize", tiny, tmp_path / "x", "--to", "fp8", "--report", tmp_path / "blank"
+    )
+    assert not (tmp_path / "x").exists()
+
+
 def test_params_counts_presets_and_directories(run: Run, tiny: str) -> None:
     document = run.document("params", "scout")
     assert (document["total"], document["activated"]) == (108_641_793_536, 17_172_894_720)

@@ -25,6 +25,7 @@ from puna.errors import ConfigError, DeviceError, PromptError, PunaError
 if TYPE_CHECKING:
     from puna.chat import Answer, Assistant, Options, Response
     from puna.prompt.message import Message
+    from puna.quant.drift import Drift
 
 _SAMPLING = {
     "temperature": (float, "0 takes the most probable token; higher is bolder (default 0.6)"),
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_complete(commands)
     _add_serve(commands)
     _add_convert(commands)
+    _add_quantize(commands)
     _add_params(commands)
     _add_train(commands)
     _add_eval(commands)
@@ -157,6 +159,22 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to make")
     parser.add_argument("--to", required=True, choices=("hf", "meta"), help="the layout to write")
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="files of a Meta checkpoint (default 1)")
+
+
+def _add_quantize(commands: Any) -> None:
+    parser = _command(commands, "quantize", _quantize, "write a checkpoint in smaller numbers, as vLLM reads them")
+    parser.add_argument("source", metavar="SRC", help="directory or hub id of a checkpoint in any layout")
+    parser.add_argument("destination", metavar="DST", type=Path, help="directory to make")
+    parser.add_argument("--to", required=True, choices=("int4", "int8", "fp8"), help="the numbers to write")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help="what becomes small: routed_experts shared_experts attention dense head (default: all but head)",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="TEXT", help="a text on which to measure how far the model drifts"
+    )
 
 
 def _add_params(commands: Any) -> None:
@@ -333,6 +351,69 @@ def _convert(arguments: argparse.Namespace) -> None:
     n_bytes = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     document = {"source": str(source), "destination": str(destination), "layout": arguments.to, "bytes": n_bytes}
     _print(document, arguments, f"{destination}: {n_bytes / 1e9:.3f} GB in the layout of {arguments.to}")
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    from puna.quant import swap
+    from puna.weights import compressed, hub
+
+    source, destination = hub.resolve(arguments.source), arguments.destination
+    text = None if arguments.report is None else _text_of(arguments.report)
+    parts = swap.DECODER - {"head"} if arguments.parts is None else frozenset(arguments.parts)
+    policy = swap.Policy(to=arguments.to, parts=parts)
+    losses: list[swap.Loss] = []
+    shrink = swap.shrink_and_tell(policy, losses.append)
+    kind = swap.KINDS[policy.to]
+    compressed.save_compressed(source, destination, kind, shrink, policy.covers, _progress("quantizing"))
+    drifted = None if text is None else _drift(source, destination, text)
+    n_bytes = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    document = {
+        "source": str(source),
+        "destination": str(destination),
+        "to": policy.to,
+        "parts": sorted(parts),
+        "bytes": n_bytes,
+        "losses": [loss._asdict() for loss in losses],
+        "drift": None if drifted is None else drifted._asdict(),
+    }
+    rows = [f"{loss.relative_error:8.2%}  {loss.name}" for loss in losses]
+    rows = ["   error  parameter", *rows, f"{destination}: {n_bytes / 1e9:.3f} GB, {policy.to}"]
+    if drifted is not None:
+        rows.append(
+            f"drift over {drifted.n_tokens} tokens: {drifted.divergence:.5f} nats (standard error "
+            f"{drifted.divergence_error:.5f}), same first choice {drifted.agreement:.2%}, perplexity "
+            f"{drifted.perplexity_full:.4f} -> {drifted.perplexity_small:.4f}"
+        )
+    _print(document, arguments, "\n".join(rows))
+
+
+def _text_of(file: Path) -> str:
+    try:
+        text = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{file}: is not UTF-8 ({error.reason}); convert it first") from error
+    if not text.strip():
+        raise PromptError(f"{file}: holds no text; give one of some pages")
+    return text
+
+
+def _drift(source: Path, destination: Path, text: str) -> "Drift":
+    """Returns how far the checkpoint `destination` drifts from `source` on a text; one of them is in memory at a time.
+
+    At most 8192 tokens are read, in pieces of 512, and no more than 1 GB of logits.
+    """
+    from puna.chat import load
+    from puna.quant.drift import drift, windows
+
+    full = load(source)
+    vocab_size, bos_id = full.config.text.vocab_size, full.config.bos_id
+    n_tokens = max(2, min(8192, 10**9 // (4 * vocab_size)))
+    texts = windows(full.tokenizer.encode(text)[:n_tokens], 512, bos_id)
+    known = [full.logits(ids) for ids in texts]
+    del full
+    small = load(destination)
+    remembered = iter(known)
+    return drift(lambda _: next(remembered), small.logits, texts)
 
 
 def _params(arguments: argparse.Namespace) -> None:

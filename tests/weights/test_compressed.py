@@ -11,12 +11,13 @@ from torch import Tensor
 
 from puna.errors import ConfigError, WeightsError
 from puna.kernels.formats import Fp8, Int4, Int8, Small, dequantize, expert_of
+from puna.model.mask import Packed
 from puna.weights import safetensors
 from puna.weights.checkpoint import convert, load
 from puna.weights.compressed import save_compressed
 from puna.weights.source import open_source
 from puna.weights.stored import Staging, read_whole
-from tests.reference.checkpoints import KINDS, make_checkpoint
+from tests.reference.checkpoints import KINDS, edit_json, make_checkpoint
 
 FORMATS: tuple[type[Small], ...] = (Int4, Int8, Fp8)
 EVERY = (".attention.", ".moe.experts.", ".moe.shared.", ".mlp.", "head.")
@@ -44,7 +45,7 @@ def matrices(name: str, parts: tuple[str, ...] = EVERY) -> bool:
 
 
 def write(src: Path, dst: Path, kind: type[Small], parts: tuple[str, ...] = EVERY) -> Path:
-    save_compressed(src, dst, kind, simple(kind), lambda name: matrices(name, parts), None)
+    save_compressed(src, dst, kind, simple(kind), lambda name, _: matrices(name, parts))
     return dst
 
 
@@ -150,7 +151,9 @@ def test_groups_of_128_as_published_are_repeated_for_groups_of_32(scout: Path, t
         if isinstance(weight, Int4):
             old = fine[name]
             assert isinstance(old, Int4) and torch.equal(weight.codes, old.codes)
-            assert torch.equal(weight.scales, old.scales[..., ::4].repeat_interleave(min(4, old.scales.shape[-1]), dim=-1))
+            assert torch.equal(
+                weight.scales, old.scales[..., ::4].repeat_interleave(min(4, old.scales.shape[-1]), dim=-1)
+            )
 
 
 def test_eight_bits_in_words_are_numbers_plus_128(scout: Path, tmp_path: Path) -> None:
@@ -218,7 +221,7 @@ def test_what_is_not_supported_is_named(
 
 def test_parts_outside_the_layout_are_refused(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"embedding.weight: this layout keeps it as it is"):
-        save_compressed(wide, tmp_path / "x", Int8, simple(Int8), lambda name: name == "embedding.weight", None)
+        save_compressed(wide, tmp_path / "x", Int8, simple(Int8), lambda name, _: name == "embedding.weight")
     assert not (tmp_path / "x").exists()
 
 
@@ -249,3 +252,27 @@ def test_compressed_tensors_reads_the_numbers_that_we_read(kind: type[Small], sc
         module = f"model.layers.2.feed_forward.experts.{e}.down_proj"
         parts = {key.removeprefix(f"{module}."): t for key, t in tensors.items() if key.startswith(f"{module}.")}
         assert torch.equal(decompress(parts), ours["layers.2.moe.experts.down"][e].bfloat16())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("shape", KINDS)
+def test_transformers_loads_what_we_write_and_computes_our_logits(
+    shape: str, kind: type[Small], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers (test time only)")
+    pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
+    changes = {"intermediate_size": 64, "intermediate_size_mlp": 96}
+    wide = make_checkpoint(shape, tmp_path / "wide", text_changes=changes).path
+    path = write(wide, tmp_path / "small", kind)
+    if shape == "guard":  # transformers cannot run without a chunk
+        edit_json(path / "config.json", lambda config: config.update(attention_chunk_size=4096))
+    written = transformers.CompressedTensorsConfig(dequantize=True)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        path, quantization_config=written, dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    ids = torch.arange(20)
+    expected = theirs(ids[None]).logits[0].float()
+    model = load(path, dtype=torch.bfloat16)
+    ours = model(ids, ids, Packed.single(model.config.text, len(ids)))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0.04)  # a step of bfloat16 at logits of 4 is 0.016 to 0.03

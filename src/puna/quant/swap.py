@@ -46,7 +46,8 @@ _QUANTISERS: Mapping[Format, Callable[[Tensor | Small], Small]] = {
     "int8": int8.quantize,
     "fp8": fp8.quantize,
 }
-_NAMES: Mapping[type[Small], Format] = {Int4: "int4", Int8: "int8", Fp8: "fp8"}
+KINDS: Mapping[Format, type[Small]] = {"int4": Int4, "int8": Int8, "fp8": Fp8}
+_NAMES: Mapping[type[Small], Format] = {kind: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,21 +194,33 @@ def placer(
     report: Callable[[Loss], None] | None = None,
     arrange: Callable[[Tensor | Small], Weight | Packed] = packed,
 ) -> Place:
-    """Returns what puts each parameter, as it is read, into the model: small where the policy says so, otherwise as it
-    comes, though small numbers that the policy does not ask for are written out in `dtype` if there is one. The
-    decoder's matrices then lie as `arrange` orders them. `report` is told what each that became small lost."""
+    """Returns what puts each parameter, as it is read, into the model, in the form that `former` gives it."""
+    form = former(policy, dtype, report, arrange)
 
     def place(model: Llama, name: str, weight: Tensor | Small) -> None:
-        if policy is not None and policy.covers(name, shape(weight)):
-            small = policy.shrink(name, weight)
-            if report is not None:
-                report(loss(name, weight, small))
-            weight = small
-        elif dtype is not None and not isinstance(weight, Tensor):
-            weight = dequantize(weight, dtype)
-        put(model, name, arrange(weight) if part_of(name) in DECODER else weight)
+        put(model, name, form(name, weight))
 
     return place
+
+
+def former(
+    policy: Policy | None = None,
+    dtype: torch.dtype | None = None,
+    report: Callable[[Loss], None] | None = None,
+    arrange: Callable[[Tensor | Small], Weight | Packed] = packed,
+) -> Callable[[str, Tensor | Small], Weight | Packed]:
+    """Returns what gives each parameter its form: small where the policy says so, otherwise as it comes, though small
+    numbers that the policy does not ask for are written out in `dtype` if there is one. The decoder's matrices then lie
+    as `arrange` orders them. `report` is told what each that became small lost."""
+
+    def form(name: str, weight: Tensor | Small) -> Weight | Packed:
+        if policy is not None and policy.covers(name, shape(weight)):
+            weight = policy.shrink(name, weight) if report is None else shrink_and_tell(policy, report)(name, weight)
+        elif dtype is not None and not isinstance(weight, Tensor):
+            weight = dequantize(weight, dtype)
+        return arrange(weight) if part_of(name) in DECODER else weight
+
+    return form
 
 
 def quantize(
@@ -221,6 +234,17 @@ def quantize(
     left = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for name in list(left):
         place(model, name, left.pop(name))
+
+
+def shrink_and_tell(policy: Policy, report: Callable[[Loss], None]) -> Callable[[str, Tensor | Small], Small]:
+    """Returns `policy.shrink`, which then tells what was lost."""
+
+    def shrink(name: str, weight: Tensor | Small) -> Small:
+        small = policy.shrink(name, weight)
+        report(loss(name, weight, small))
+        return small
+
+    return shrink
 
 
 def put(model: Llama, name: str, weight: Weight | Packed) -> None:

@@ -27,7 +27,8 @@ from puna.weights.safetensors import Entry
 from puna.weights.source import HF_CONFIG, HF_INDEX, HF_SINGLE, Progress, Source, open_source
 from puna.weights.stored import Staging, pieces, region
 
-Shrink = Callable[[str, Tensor | Small], Tensor | Small]
+Shrink = Callable[[str, Tensor | Small], Small]
+IsSmall = Callable[[str, tuple[int, ...]], bool]  # of a parameter's name and shape
 
 _WEIGHTS: dict[type[Small], dict[str, Any]] = {
     Int4: {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP},
@@ -55,7 +56,7 @@ class Item(NamedTuple):
 
 
 def save_compressed(
-    src: Path, dst: Path, kind: type[Small], shrink: Shrink, is_small: Callable[[str], bool], progress: Progress | None
+    src: Path, dst: Path, kind: type[Small], shrink: Shrink, is_small: IsSmall, progress: Progress | None = None
 ) -> None:
     """Writes the checkpoint `src`, in any layout, to the new directory `dst`, in small numbers of one kind.
 
@@ -63,8 +64,8 @@ def save_compressed(
     `Source.read_stored` has it. Memory holds one parameter at a time. Raises as `checkpoint.load` and `save_hf` do.
     """
     source = open_source(src)
-    small = frozenset(name for name in source.pieces if is_small(name))
-    if outside := sorted(name for name in small if not any(part in f".{name}" for part in _MODULES)):
+    small = frozenset(name for name, shape in source.shapes.items() if is_small(name, shape))
+    if outside := sorted(name for name in small if not name.startswith(("layers.", "head."))):
         raise ConfigError(f"{outside[0]}: this layout keeps it as it is; leave its part out")
     groups = list(_files(source, kind, small))
     with new_directory(dst) as folder:
@@ -149,10 +150,9 @@ class _Parameters:
         if self._last is None or self._last[0] != name:
             self._last = None  # freed before the next is read
             if name in self._small:
-                value = self._shrink(name, self._source.read_stored(name, self._staging))
+                self._last = (name, self._shrink(name, self._source.read_stored(name, self._staging)))
             else:
-                value = self._source.read(name, self._staging)
-            self._last = (name, value)
+                self._last = (name, self._source.read(name, self._staging))
             self._n_done += self._source.n_bytes_of(name)
             if self._progress is not None:
                 self._progress(self._n_done, self._source.n_bytes)
