@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'puna
 from puna.kernels import experts as plain
 from puna.kernels.formats import Fp8, Int4, Int8, Small, dequantize
 from puna.kernels.quantized import routed_experts_plain
-from puna.kernels.triton_experts import by_expert, grouped_linear, routed_experts
+from puna.kernels.triton_experts import by_expert, grouped_linear, routed_experts, swiglu
 from tests.kernels.small_numbers import small
 
 
@@ -62,6 +62,16 @@ def test_grouped_product_finds_each_rows_group_also_beside_empty_ones(ends: list
     for weight in (torch.randn(4, 9, 32, device=device), small(Int4, 9, 32, (4,), device=device)):
         expected = plain.grouped_linear_plain(x, dequantize(weight, torch.float32), borders)
         torch.testing.assert_close(grouped_linear(x, weight, borders), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("T", [0, 1, 5])
+def test_a_shared_expert_is_one_that_everybody_chose(T: int, device: torch.device) -> None:
+    torch.manual_seed(T)
+    x = torch.randn(T, 32, device=device)
+    for weight in (torch.randn(2 * 9, 32, device=device), small(Int4, 2 * 9, 32, device=device)):
+        gate, up = (x @ dequantize(weight, torch.float32).T).chunk(2, dim=1)
+        expected = torch.nn.functional.silu(gate) * up
+        torch.testing.assert_close(swiglu(x, weight), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_rows_are_ordered_by_expert_and_keep_their_order_within() -> None:

@@ -245,7 +245,9 @@ def _part(
             K, H, BLOCK_LEN, SCALED, DOT,
         )  # fmt: skip
     place = (r.to(tl.int64) * N + head) * n_parts + part
-    tl.store(mixed_out + place[:, None] * H + h[None, :], mixed / tl.where(mass > 0, mass, 1.0)[:, None], mask=mine)
+    if begin < end:
+        mixed = mixed / mass[:, None]
+        tl.store(mixed_out + place[:, None] * H + h[None, :], mixed, mask=mine)
     tl.store(mass_out + place, peak + tl.log2(tl.where(mass > 0, mass, 1.0)), mask=g < N // K)
 
 
@@ -261,7 +263,7 @@ def _combine(
     mass = tl.load(mass_in + place, mask=part < n_parts, other=-float("inf"))
     peak = tl.max(mass, 0)
     weight = tl.exp2(mass - tl.where(peak == -float("inf"), 0.0, peak))
-    mask = (part < n_parts)[:, None] & (h < H)[None, :]
+    mask = (mass > -float("inf"))[:, None] & (h < H)[None, :]  # parts without keys wrote none
     mixed = tl.load(mixed_in + place[:, None] * H + h[None, :], mask=mask, other=0.0)
     total = tl.sum(weight, 0)
     mean = tl.sum(mixed * weight[:, None], 0) / tl.where(total > 0, total, 1.0)

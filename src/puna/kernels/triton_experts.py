@@ -58,6 +58,19 @@ def grouped_linear(x: Tensor, weight: Weight, ends: Tensor) -> Tensor:
     return _grouped(x.contiguous(), each, torch.ones_like(x[:, 0]), each, ends, weight, is_gated=False)
 
 
+def swiglu(x: Tensor, gate_up: Weight) -> Tensor:
+    """Returns silu(x @ gate.T) * (x @ up.T), [T F] in the dtype of x, of a shared expert or a dense layer.
+
+    x [T D] bfloat16 or float32; gate_up [2F D], gate rows first: one expert that everybody chose.
+    """
+    T, _ = sizes(x, "T D")
+    x, ones = x.contiguous(), torch.ones_like(x[:, 0])
+    if T == 1:
+        return _few_rows(x, ones, torch.zeros(1, dtype=torch.int64, device=x.device), gate_up, 1, is_gated=True)
+    each, ends = torch.arange(T, device=x.device), torch.full((1,), T, dtype=torch.int32, device=x.device)
+    return _grouped(x, each, ones, each, ends, gate_up, is_gated=True)
+
+
 def by_expert(experts: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
     """Returns the order int64 [R] that brings an expert's rows together, and ends int32 [E]. Nothing is read back."""
     ordered, order = experts.sort(stable=True)
@@ -82,7 +95,7 @@ def _grouped(
 ) -> Tensor:
     """Sorted row r is factors[r] times row x_rows[r] of x, times its group's weights; it becomes row y_rows[r]."""
     kind, codes, scales, n_rows, n_in = _checked(weight)
-    n_out, E, R = n_rows // 2 if is_gated else n_rows, codes.shape[0], len(y_rows)
+    n_out, E, R = n_rows // 2 if is_gated else n_rows, len(ends), len(y_rows)
     y = x.new_empty(R, n_out)
     rows = 16 if R <= 16 * E else 64
     tiles = triton.cdiv(R, rows) + E  # as many as any routing can need: some find nothing to do
