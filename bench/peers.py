@@ -105,8 +105,11 @@ def main() -> None:
         for number in range(chosen.rounds):
             for system in systems:
                 cases = [case for case in CASES if any(_needs(line, system, case) for line in lines)]
-                runs.append(_run(system, number, cases, chosen))
-                _tell(runs[-1])
+                try:
+                    runs.append(_run(system, number, cases, chosen))
+                    _tell(runs[-1])
+                except ProcessError as error:  # the others are measured all the same
+                    print(f"round {number + 1}, {system}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; what was measured is kept", file=sys.stderr)
     if runs:
@@ -230,8 +233,12 @@ def _vllm(form: str, cases: Sequence[str], chosen: argparse.Namespace) -> dict[s
     }
     command = [chosen.vllm, Path(__file__).with_name("peer_vllm.py"), chosen.checkpoint, *cases]
     said = _process([*command, "--runs", str(chosen.runs)], chosen, here)
-    document: dict[str, Any] = json.loads(said.text.splitlines()[-1])
+    document: dict[str, Any] = json.loads(next(line for line in said.text.splitlines() if line.startswith('{"peer"')))
     return document
+
+
+class ProcessError(Exception):
+    """A system did not run to its end."""
 
 
 class Said(NamedTuple):
@@ -243,7 +250,7 @@ class Said(NamedTuple):
 
 
 def _process(command: Sequence[object], chosen: argparse.Namespace, more: dict[str, str] | None = None) -> Said:
-    """Runs a program to its end. Raises SystemExit with the end of what it complained of when it fails."""
+    """Runs a program to its end. Raises ProcessError with the end of what it complained of when it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(chosen.threads)} | (more or {})
     with tempfile.TemporaryFile("w+") as written, tempfile.TemporaryFile("w+") as complaints:
         begin = time.perf_counter()
@@ -266,7 +273,7 @@ def _process(command: Sequence[object], chosen: argparse.Namespace, more: dict[s
         complaints.seek(0)
         if process.returncode:
             ended = f"{' '.join(map(str, command))}\nended with {process.returncode}"
-            raise SystemExit(f"{ended}\n{complaints.read()[-3000:]}")
+            raise ProcessError(f"{ended}\n{complaints.read()[-3000:]}")
         return Said(written.read(), seconds, usage.ru_maxrss / 2**20)
 
 
