@@ -5,62 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, DeviceError
-from puna.kernels.formats import Fp8, Int4, Int8, Small, dequantize, pack
+from puna.kernels.formats import Fp8, Int4, Int8, dequantize, pack
 from puna.model.mask import Packed
 from puna.model.transformer import Llama
-from puna.parallel import Layout, Mesh, Share, ShareOfLlama, cuts_of, placer
+from puna.parallel import Layout, Mesh, Share, ShareOfLlama, cuts_of
 from puna.presets import CRIA, GUARD4, MAVERICK, SCOUT
 from puna.weights import names
 from tests.reference.ranks import Ranks, started
+from tests.reference.shares import ON_FOUR, ON_TWO, SHAPES, maverick, share_of, widened
 from tests.reference.tiny import PATCH_ID, TILE_TOKENS, random_ids, random_model, read_whole, tiny_config
 
-ONE = Layout()
-ON_TWO = (Layout(tensor=2), Layout(expert=2), Layout(pipeline=2))
-ON_FOUR = (
-    Layout(tensor=4),  # two ranks for each key head
-    Layout(expert=4),
-    Layout(tensor=2, expert=2),
-    Layout(pipeline=4),
-    Layout(tensor=2, pipeline=2),
-    Layout(expert=2, pipeline=2),
-)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # sums in another order, in float32, of logits of size 1
-
-
-def scout() -> LlamaConfig:
-    """Routed in every layer, one expert a token."""
-    config = tiny_config()
-    return replace(config, text=replace(config.text, moe_layers=frozenset(range(4))))
-
-
-def maverick() -> LlamaConfig:
-    """Dense and routed layers in turn, more experts, no norm of queries and keys; two experts a token, as some like."""
-    config = tiny_config()
-    return replace(config, text=replace(config.text, qk_norm=False, n_experts=8, n_active_experts=2))
-
-
-SHAPES = {"scout": scout(), "maverick": maverick()}
-
-
-def put(model: Llama, name: str, weight: Tensor | Small) -> None:
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, nn.Parameter(weight))
-
-
-def share_of(config: LlamaConfig, layout: Layout) -> ShareOfLlama:
-    """This rank's part of the random model of a configuration."""
-    mesh = Mesh(layout)
-    share = Share(config, layout, mesh.rank)
-    with torch.device("meta"):
-        model = ShareOfLlama(share, mesh)
-    place = placer(share, put)
-    for name, parameter in random_model(config).named_parameters():
-        place(model, name, parameter.detach())
-    return model.eval().requires_grad_(False)
 
 
 def prompt_with_tiles(n_tiles: int) -> tuple[list[int], Tensor | None]:
@@ -164,7 +123,7 @@ def test_cuts_go_along_the_axes_of_metas_shards() -> None:
     "name", ["layers.1.moe.experts.gate_up", "layers.1.moe.experts.down", "layers.0.mlp.down.weight"]
 )
 def test_part_of_small_numbers_means_the_part_of_the_numbers(name: str) -> None:
-    wide = replace(maverick(), text=replace(maverick().text, width=64, expert_width=128, dense_width=256))
+    wide = widened(maverick())
     with torch.device("meta"):
         shape = dict(Llama(wide).named_parameters())[name].shape
     random = torch.Generator().manual_seed(3)

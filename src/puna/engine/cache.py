@@ -110,12 +110,21 @@ class KVCache:
     """Keys and values of all blocks: per layer `keys` and `values` [n_blocks K block_len H], contiguous.
 
     With int8 or float8_e4m3fn numbers also `key_scales` and `value_scales`, float32 [n_blocks K block_len]. A block has
-    the same number in every layer of its kind. On a CPU memory is only taken where blocks are used.
+    the same number in every layer of its kind. On a CPU memory is only taken where blocks are used. `layout` is given
+    where these are some layers of a larger model.
     """
 
-    def __init__(self, config: TextConfig, counts: Counts, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TextConfig,
+        counts: Counts,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        layout: Layout | None = None,
+    ) -> None:
         self.config = config
-        self.layout = Layout.of(config)
+        self.layout = Layout.of(config) if layout is None else layout
         self.counts = counts
         self.dtype = dtype
         self.keys: list[Tensor] = []

@@ -18,6 +18,7 @@ from puna.engine.batch import Batch, assemble
 from puna.engine.blocks import KINDS, Blocks, Counts, Layout, Spill, Table
 from puna.engine.cache import KVCache, kv_dtype, share_out, spare_bytes
 from puna.engine.pictures import Features, Pictures
+from puna.engine.ranks import bytes_together, cache_for
 from puna.engine.request import Event, Finish, Output, Request, check
 from puna.engine.runner import for_model
 from puna.engine.sampler import Choice, Sampler, SamplerState
@@ -359,7 +360,7 @@ def score(model: Llama, ids: Sequence[int], tiles: Tensor | None = None) -> Tens
     layout, weight = Layout.of(config.text), model.embedding.weight
     n_global, n_chunked = layout.peak(len(ids))
     n_crossing = 0 if n_chunked == 0 else MAX_STEP_TOKENS // layout.block_len  # so that a step may pass chunks
-    cache = KVCache(config.text, Counts(n_global, n_chunked + n_crossing), dtype=weight.dtype, device=weight.device)
+    cache = cache_for(model, Counts(n_global, n_chunked + n_crossing), weight.dtype)
     blocks, table, runner = Blocks(layout, cache.counts, cache), Table(), for_model(model, cache)
     pictures, features = _pictures(request, model), Features(model)
     rows = []
@@ -406,5 +407,5 @@ def _cache(
     dtype = kv_dtype(name, weight.dtype)
     if n_blocks is None:
         n_bytes = spare_bytes(weight.device) if kv_bytes is None else kv_bytes
-        n_blocks = share_out(config, dtype, n_bytes, max_sequences)
-    return KVCache(config, n_blocks, dtype=dtype, device=weight.device)
+        n_blocks = share_out(config, dtype, bytes_together(model, n_bytes), max_sequences)
+    return cache_for(model, n_blocks, dtype)

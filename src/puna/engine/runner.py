@@ -11,6 +11,7 @@ from torch import Tensor
 from puna.engine import native
 from puna.engine.batch import Batch
 from puna.engine.cache import KVCache, PagedStore
+from puna.engine.ranks import LeadingCache, LeadingRunner
 from puna.model.transformer import Llama
 
 
@@ -38,4 +39,6 @@ class TorchRunner:
 
 def for_model(model: Llama, cache: KVCache) -> Runner:
     """Returns the fastest runner that fits this model and cache."""
+    if isinstance(cache, LeadingCache):
+        return LeadingRunner(TorchRunner(model, cache), cache)
     return native.NativeRunner(model, cache) if native.fits(model, cache) else TorchRunner(model, cache)
