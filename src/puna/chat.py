@@ -6,6 +6,7 @@ Not here: files (`weights`), the protections (`guard`), HTTP (`serve`), threads:
 together, and whoever has several users steps it in one thread.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,23 +18,43 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from puna import __version__
 from puna.config import LlamaConfig
 from puna.engine import cache as kv
-from puna.engine.engine import Engine, score
+from puna.engine.engine import MAX_SEQUENCES, Engine, score
+from puna.engine.grammar import Grammar, Matcher, Vocabulary, json_schema, lark, regex
+from puna.engine.grammar import choice as one_of
 from puna.engine.request import Event, Finish, Request, Sampling, TokenLogprobs
 from puna.engine.shared import Share, SharedEngine
+from puna.engine.speculate import DraftModel, Lookup, Proposer
 from puna.errors import ConfigError, DeviceError, PromptError
+from puna.kernels.formats import stack_of_one
+from puna.model.count import part_of
 from puna.model.transformer import Llama
+from puna.offload import attach
+from puna.offload.record import Pair
+from puna.offload.store import Key
 from puna.prompt.detokenize import Detokenizer
 from puna.prompt.message import Message, TextPart, Tool
 from puna.prompt.parse import parse
 from puna.prompt.render import Prompt, Renderer, ToolsIn, ToolStyle
 from puna.prompt.tokenizer import Tokenizer
+from puna.prompt.tool_grammar import tool_grammar
 from puna.prompt.vocab import PATCH
 from puna.quant import swap
 from puna.weights import checkpoint, hub
+from puna.weights.source import open_source
+from puna.weights.stored import Staging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+GRAMMARS: Mapping[str, Callable[[Any], Grammar]] = {
+    "json_schema": json_schema,
+    "regex": regex,
+    "choice": one_of,
+    "grammar": lark,
+}
+"""The options that say what a text must look like."""
 
 _ROWS_AT_ONCE = 512  # of logits that become log-probabilities, so that only one copy of all of them is held
 
@@ -53,13 +74,23 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]  # texts that end the answer; they are not part of it
     logprobs: int | None  # 0: of the chosen tokens; n: also of the n most probable ones
     n: int  # how many answers to the same prompt
+    # What the text must look like; at most one of these. It ends where it is satisfied.
+    json_schema: Mapping[str, Any] | str | None  # a JSON document of this schema
+    regex: str | None  # matched from beginning to end
+    choice: Sequence[str] | None  # one of these
+    grammar: str | Grammar | None  # in Lark notation, from the rule `start`
 
 
 class ChatOptions(Options, total=False):
-    """Options, and how tools are written: defined in the system or the user turn, called in Python or JSON."""
+    """Options, and how tools are written: defined in the system or the user turn, called in Python or JSON.
+
+    `tool_choice` is "auto", where the model decides (with `json_schema`, whatever is no call follows that), "required",
+    or the name of the tool that it must call.
+    """
 
     tool_style: ToolStyle
     tools_in: ToolsIn
+    tool_choice: str
 
 
 class Piece(NamedTuple):
@@ -130,6 +161,10 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     kv_bytes: int | None = None,
     kv_dtype: str | None = None,
+    speculate: str | Path | None = None,
+    offload: attach.Where | None = None,
+    offload_dir: str | Path | None = None,
+    expert_cache_bytes: int | None = None,
 ) -> "Assistant":
     """Returns an assistant from "cria" (the model that ships), a directory, or a Hugging Face hub id.
 
@@ -140,15 +175,26 @@ def load(
     progress   is called with bytes loaded and bytes in all
     kv_bytes   bounds the memory of keys and values; None takes a share of what the machine has
     kv_dtype   "int8" or "fp8" keeps them in a byte each, "bfloat16", "float16" or "float32" in that; None as the model
+    speculate  "lookup" guesses next tokens from the text itself, a directory or hub id has a smaller model guess them,
+               None guesses none. Answers are the same, and sooner there where guesses are right
+    offload    "disk", or with a GPU also "host": routed experts stay there and are fetched when they are chosen, which
+               is slow; a warning says how slow. `offload_dir` takes the copy on disk, made once (None: in the user's
+               cache folder); `expert_cache_bytes` is what fetched experts may take (None: half of what is free)
 
     Raises ConfigError, WeightsError or DeviceError, which say what to do.
     """
     wanted, where = _dtype(dtype), _device(device)
-    place = swap.placer(None if quantize is None else swap.Policy(to=quantize), wanted)
+    policy = None if quantize is None else swap.Policy(to=quantize)
+    away = _offload(offload, offload_dir, expert_cache_bytes)
     directory = hub.resolve(name_or_path)
     tokenizer = Tokenizer.load(directory)
-    model = checkpoint.load(directory, dtype=wanted, device=where, place=place, progress=progress)
-    return Assistant(model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype)
+    if away is None:
+        place = swap.placer(policy, wanted)
+        model = checkpoint.load(directory, dtype=wanted, device=where, place=place, progress=progress)
+    else:
+        model = _load_with_experts_away(directory, wanted, where, policy, away, progress)
+    proposer = None if speculate is None else _proposer(speculate, tokenizer, wanted, where)
+    return Assistant(model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype, proposer=proposer)
 
 
 class Assistant:
@@ -161,15 +207,20 @@ class Assistant:
         *,
         kv_bytes: int | None = None,
         kv_dtype: str | None = None,
+        proposer: Proposer | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`kv_bytes` and `kv_dtype` as in `load`. Raises ConfigError when the tokenizer is not this model's."""
+        """`kv_bytes` and `kv_dtype` as in `load`; `proposer` guesses next tokens.
+
+        Raises ConfigError when the tokenizer is not this model's.
+        """
         _check_pair(model.config, tokenizer)
         kv.kv_dtype(kv_dtype, torch.float32)  # a wrong name is wrong now, not when the engine is first needed
         self.model = model
         self.tokenizer = tokenizer
         self._kv_bytes = kv_bytes
         self._kv_dtype = kv_dtype
+        self._proposer = proposer
         self._clock = clock
         self._renderer = Renderer(tokenizer, model.config.vision)
         self._textless_ids = range(tokenizer.vocab_size, model.config.text.vocab_size)
@@ -267,7 +318,7 @@ class Assistant:
 
     def session(self) -> "Session":
         """Returns a new session on this model. All sessions decode together and share what is remembered of prompts."""
-        return Session(self._engine.open(), self.tokenizer, self._stop_ids)
+        return Session(self._engine.open(), self.tokenizer, self._stop_ids, self._matcher)
 
     def forget(self) -> None:
         """Forgets what is remembered of prompts: call it when the model's weights have changed."""
@@ -295,8 +346,28 @@ class Assistant:
 
     @cached_property
     def _engine(self) -> SharedEngine:
-        engine = Engine(self.model, forbidden_ids=self._textless_ids, kv_bytes=self._kv_bytes, kv_dtype=self._kv_dtype)
+        engine = Engine(
+            self.model,
+            forbidden_ids=self._textless_ids,
+            kv_bytes=self._kv_bytes,
+            kv_dtype=self._kv_dtype,
+            proposer=self._proposer,
+        )
         return SharedEngine(engine)
+
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """How many next tokens were guessed since the model was loaded, and how many of those guesses were right."""
+        load = self._engine.engine.load
+        return load.n_drafted, load.n_accepted
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        tokenizer = self.tokenizer
+        return Vocabulary(tokenizer.token_bytes(), sorted(tokenizer.special.values()), tokenizer.encode)
+
+    def _matcher(self, rule: Grammar) -> Matcher:
+        return self._vocabulary.compile(rule, self._stop_ids)
 
     @property
     def _stop_ids(self) -> frozenset[int]:
@@ -308,7 +379,7 @@ class Assistant:
         """Returns the rendered prompt, and the options that are left for making the answer."""
         if not messages:
             raise PromptError("messages is empty: give at least one message")
-        others: dict[str, Any] = dict(options)
+        others: dict[str, Any] = _with_tool_choice(tools, options)
         written = {name: others.pop(name) for name in ("tool_style", "tools_in") if name in others}
         read = [
             message if isinstance(message, Message) else Message.from_dict(message, where=f"messages[{i}]")
@@ -344,10 +415,13 @@ class Assistant:
 class Session:
     """Answers that grow together on one model: `begin` queues, `step` works, `end` drops. For one thread at a time."""
 
-    def __init__(self, engine: Share, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self, engine: Share, tokenizer: Tokenizer, stop_ids: frozenset[int], matcher: Callable[[Grammar], Matcher]
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
+        self._matcher = matcher
         self._readers: dict[tuple[int, int], Detokenizer] = {}  # of every sample that has not ended
 
     @property
@@ -366,7 +440,7 @@ class Session:
 
     def begin(self, prompt: Prompt, **options: Unpack[Options]) -> int:
         """Queues the n answers to a prompt and returns their number. Raises PromptError or CapacityError."""
-        request, stop = _request(prompt, options, self._stop_ids)
+        request, stop = _request(prompt, options, self._stop_ids, self._matcher)
         readers = [Detokenizer(self._tokenizer, stop) for _ in range(request.n)]
         number = self._engine.add(request)
         self._readers |= {(number, sample): reader for sample, reader in enumerate(readers)}
@@ -439,21 +513,117 @@ def _answer(pieces: Sequence[Piece], tools: Sequence[Tool]) -> Answer:
     )
 
 
-def _request(prompt: Prompt, options: Options, stop_ids: frozenset[int]) -> tuple[Request, Sequence[str]]:
+def _request(
+    prompt: Prompt, options: Options, stop_ids: frozenset[int], matcher: Callable[[Grammar], Matcher]
+) -> tuple[Request, Sequence[str]]:
     """Returns the engine's request and the stop strings, which the engine does not know."""
     named: dict[str, Any] = dict(options)
     stop = named.pop("stop", ())
     n = named.pop("n", 1)
+    rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
     sampling = Sampling(stop_ids=stop_ids, n_logprobs=named.pop("logprobs", None), **named)
-    return Request(ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, n=n), [stop] if isinstance(
-        stop, str
-    ) else stop
+    request = Request(
+        ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, n=n, grammar=None if rule is None else matcher(rule)
+    )
+    return request, [stop] if isinstance(stop, str) else stop
+
+
+def _rule(options: Mapping[str, Any]) -> Grammar | None:
+    """Returns the grammar that a text is to follow, if any."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(given) > 1:
+        raise PromptError(f"{' and '.join(given)} are given: a text follows one grammar; leave the others out")
+    for name, value in given.items():
+        return value if isinstance(value, Grammar) else GRAMMARS[name](value)
+    return None
+
+
+def _with_tool_choice(tools: Sequence[Tool], options: ChatOptions) -> dict[str, Any]:
+    """Returns the options with a grammar in place of `tool_choice`, where that asks for one."""
+    others: dict[str, Any] = dict(options)
+    choice, schema = others.pop("tool_choice", "auto"), others.get("json_schema")
+    style = others.get("tool_style", "pythonic")
+    if choice == "auto" and tools and schema is not None:
+        del others["json_schema"]
+        calls = tool_grammar(tools, style).replace("start:", "calls:", 1)
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        others["grammar"] = lark(f"start: calls | reply\nreply: %json {text}\n{calls}", "json_schema")
+    elif choice != "auto":
+        if any(others.get(name) is not None for name in GRAMMARS):
+            raise PromptError(f"tool_choice is {choice!r} beside a grammar for the answer: give one of the two")
+        others["grammar"] = lark(tool_grammar(tools, style, None if choice == "required" else choice), "tool_choice")
+    return others
 
 
 def _tools(tools: Sequence[Tool | Mapping[str, Any]]) -> list[Tool]:
     return [
         tool if isinstance(tool, Tool) else Tool.from_dict(tool, where=f"tools[{i}]") for i, tool in enumerate(tools)
     ]
+
+
+def _offload(where: attach.Where | None, folder: str | Path | None, cache_bytes: int | None) -> attach.Offload | None:
+    if where is not None:
+        return attach.Offload(where=where, folder=None if folder is None else Path(folder), cache_bytes=cache_bytes)
+    for name, value in (("offload_dir", folder), ("expert_cache_bytes", cache_bytes)):
+        if value is not None:
+            raise ConfigError(
+                f"{name} is {str(value)!r} and offload is not given: give offload='disk', or leave both out"
+            )
+    return None
+
+
+def _load_with_experts_away(
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    policy: swap.Policy | None,
+    offload: attach.Offload,
+    progress: Callable[[int, int], None] | None,
+) -> Llama:
+    """Loads all but the routed experts, and gives `offload` those in the form that they would have had."""
+    source = open_source(directory, dtype)
+    attach.check(offload, source.config, device)
+    experts = {name for name in source.pieces if part_of(name) == "routed_experts"}
+    n_bytes, n_away = source.n_bytes, sum(source.n_bytes_of(name) for name in experts)
+
+    def tell(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done, n_bytes)
+
+    def tell_stored(n_done: int, n_all: int) -> None:
+        tell(n_bytes - n_away + n_away * n_done // n_all, n_bytes)
+
+    def read(key: Key) -> Pair:
+        names = (f"layers.{key.layer}.moe.experts.{name}" for name in Pair._fields)
+        gate_up, down = (
+            form(name, stack_of_one(source.of_expert(name, key.expert).read_stored(name, staging, device)))
+            for name in names
+        )
+        return Pair(gate_up, down)
+
+    form, staging = swap.former(policy, dtype), Staging()
+    model = checkpoint.load(
+        directory,
+        dtype=dtype,
+        device=device,
+        place=swap.placer(policy, dtype),
+        leave_out=experts.__contains__,
+        progress=tell,
+    )
+    numbers = f"puna {__version__}, {source.dtype}, {dtype}, {policy and policy.to}, {device.type}"
+    attach.attach(model, offload, read, attach.identify(source.files(experts), numbers), tell_stored)
+    tell(n_bytes, n_bytes)
+    return model
+
+
+def _proposer(speculate: str | Path, tokenizer: Tokenizer, dtype: torch.dtype | None, device: torch.device) -> Proposer:
+    if speculate == "lookup":
+        return Lookup()
+    directory = hub.resolve(speculate)
+    if Tokenizer.load(directory).token_bytes() != tokenizer.token_bytes():
+        raise ConfigError(f"speculate is {str(speculate)!r}: its vocabulary is another one; take a model of the same")
+    model = checkpoint.load(directory, dtype=dtype, device=device, place=swap.placer(None, dtype))
+    return DraftModel(model, tokenizer.vocab_size, max_sequences=MAX_SEQUENCES)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -244,6 +244,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("int4", "int8", "fp8"), help="make weights smaller while loading (default: as stored)"
     )
+    parser.add_argument(
+        "--offload", choices=("disk", "host"), help="leave routed experts there and fetch the chosen ones: slow"
+    )
+    parser.add_argument("--offload-dir", type=Path, metavar="DIR", help="where --offload disk copies them, once")
+    parser.add_argument(
+        "--expert-cache-gb", type=float, metavar="X", help="for fetched experts (default: half of the free memory)"
+    )
 
 
 # Commands ---------------------------------------------------------------------------------------------------------
@@ -513,6 +520,9 @@ def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
         dtype=arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
         device=arguments.device or os.environ.get("PUNA_DEVICE") or None,
         quantize=arguments.quantize,
+        offload=arguments.offload,
+        offload_dir=arguments.offload_dir,
+        expert_cache_bytes=None if arguments.expert_cache_gb is None else int(arguments.expert_cache_gb * 1e9),
         progress=_progress("loading"),
     )
 

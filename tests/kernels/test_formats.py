@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from puna.kernels.formats import Fp8, Int4, Int8, dequantize, expert_of, n_bytes, pack, shape, values
+from puna.kernels.formats import Fp8, Int4, Int8, dequantize, expert_of, n_bytes, pack, shape, stack_of_one, values
 
 
 def test_packed_values_come_back() -> None:
@@ -42,4 +42,5 @@ def test_shape_bytes_and_single_experts_are_those_of_the_numbers_meant() -> None
     stack = Int4(torch.zeros(4, 6, 32, dtype=torch.uint8), torch.ones(4, 6, 2, dtype=torch.bfloat16))
     assert shape(stack) == (4, 6, 64)
     assert shape(expert_of(stack, 2)) == (6, 64)
+    assert shape(stack_of_one(expert_of(stack, 2))) == (1, 6, 64)
     assert n_bytes(stack) * 8 == 4 * 6 * 64 * 4.5

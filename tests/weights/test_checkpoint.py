@@ -18,6 +18,7 @@ from puna.kernels.formats import Small
 from puna.model.transformer import Llama, set_parameter
 from puna.weights import safetensors
 from puna.weights.checkpoint import convert, load, open_config, save_hf, save_meta
+from puna.weights.source import open_source
 from puna.weights.stored import read_whole
 from tests.reference.checkpoints import KINDS, Reference, make_checkpoint
 from tests.reference.meta import reference_module, reference_transformer
@@ -263,6 +264,19 @@ def test_saving_that_fails_leaves_nothing_behind(model: Llama, tmp_path: Path) -
         with pytest.raises(KeyboardInterrupt):
             convert(tmp_path / "hf", tmp_path / "copy", to, 1, fail_halfway)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"] and file.exists()
+
+
+def test_parameters_that_are_left_out_are_not_read(model: Llama, tmp_path: Path) -> None:
+    save_hf(model, model.config, tmp_path / "hf")
+    told: list[int] = []
+    loaded = load(
+        tmp_path / "hf", leave_out=lambda name: ".experts." in name, progress=lambda done, _: told.append(done)
+    )
+    source = open_source(tmp_path / "hf")
+    for name, parameter in loaded.named_parameters():
+        assert parameter.is_meta == (".experts." in name)
+    assert told[-1] == sum(source.n_bytes_of(name) for name in source.pieces if ".experts." not in name)
+    assert source.files(source.pieces) == {tmp_path / "hf" / "model.safetensors"}
 
 
 def test_place_that_cannot_be_written_is_named(model: Llama, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def expert_of(weight: Tensor | Small, expert: int) -> Tensor | Small:
     return type(weight)(weight.codes[expert], weight.scales[expert])
 
 
+def stack_of_one(weight: Tensor | Small) -> Tensor | Small:
+    """Returns a matrix [out in] as a stack of one expert [1 out in], as views."""
+    return weight[None] if isinstance(weight, Tensor) else type(weight)(weight.codes[None], weight.scales[None])
+
+
 def dequantize(weight: Tensor | Small, dtype: torch.dtype) -> Tensor:
     """Returns the numbers [.. out in]. The product of code and scale is rounded once, to `dtype`."""
     if isinstance(weight, Tensor):

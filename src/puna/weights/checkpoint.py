@@ -65,6 +65,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     place: Place | None = None,
+    leave_out: Callable[[str], bool] | None = None,
     progress: Progress | None = None,
 ) -> Llama:
     """Returns the model of a checkpoint directory, its parameters on `device`.
@@ -72,8 +73,8 @@ def load(
     dtype None keeps the files' own; weights in small numbers are multiplied with their scales into it. `place`, given
     the model, a parameter's name and its value, puts it into the model in whatever form, before the next one is read:
     memory never holds more than one parameter in two forms. To it, small numbers come as they are stored wherever a
-    format of `kernels.formats` can hold them. `progress` is told the bytes read so far and in all, after each
-    parameter.
+    format of `kernels.formats` can hold them. Parameters that `leave_out` names are not read and stay on the meta
+    device. `progress` is told the bytes read so far and in all, after each parameter.
     Raises ConfigError or WeightsError, naming file and key, before any memory is taken where descriptions show it.
     """
     source = open_source(path, dtype)
@@ -81,6 +82,8 @@ def load(
         model = Llama(source.config)
     staging, n_done, n_bytes = Staging(), 0, source.n_bytes
     for name in source.pieces:
+        if leave_out is not None and leave_out(name):
+            continue
         if place is None:
             set_parameter(model, name, source.read(name, staging, device))
         else:

@@ -68,6 +68,11 @@ class Source:
         """Bytes of the files that one parameter takes."""
         return sum(p.n_elements * entry.dtype.itemsize for p in self.pieces[name] for entry in p.stored)
 
+    def files(self, names: Iterable[str]) -> set[Path]:
+        """Returns the files that hold these parameters, their scales included."""
+        pieces = (piece for name in names for piece in self.pieces[name])
+        return {entry.path for piece in pieces for entry in (*piece.stored, *piece.scales) if entry is not None}
+
     def read(self, name: str, staging: Staging, device: torch.device | str = "cpu") -> Tensor:
         """Returns one parameter in our orientation, of `self.dtype`, new memory on `device`."""
         tensor = torch.empty(self.shapes[name], dtype=self.dtype, device=device)
