@@ -72,6 +72,12 @@ class GraphRunner:
         inputs_once = of_batch(batch, self._text, self._cache.layout, self._step.device)
         return self._step.logits(inputs_once, batch.features, batch.wanted)
 
+    def captured(self, n_rows: int) -> Captured:
+        """Returns the graph that decoding steps of so many rows take, which a bucket must hold."""
+        bucket = bucket_for(n_rows, self._buckets)
+        assert bucket is not None, f"{n_rows} rows are more than the largest bucket"
+        return self._graph(bucket)[1]
+
     def prepare(self) -> None:
         """Captures all graphs now, the largest first, so that the smaller ones find its memory."""
         for n_rows in reversed(self._buckets):
