@@ -99,6 +99,14 @@ def test_text_never_becomes_a_special_token(parts: list[str], tokenizer: Tokeniz
     assert not any(tokenizer.is_special(token_id) for token_id in tokenizer.encode("".join(parts)))
 
 
+def test_the_bytes_of_all_ids_are_those_that_decoding_gives(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.token_bytes()
+    assert len(tokens) == tokenizer.vocab_size
+    ids = tokenizer.encode("Añadir 12 piñas, 山の上\n")
+    assert b"".join(tokens[id_] for id_ in ids) == tokenizer.decode_bytes(ids)
+    assert [tokens[id_].decode() for id_ in tokenizer.special.values()] == list(tokenizer.special)
+
+
 def test_special_tokens_show_as_their_names_and_are_left_out_of_bytes(tokenizer: Tokenizer) -> None:
     ids = [tokenizer.bos_id, *tokenizer.encode("hé"), tokenizer.special["<|eot|>"]]
     assert tokenizer.decode(ids) == "<|begin_of_text|>hé<|eot|>"

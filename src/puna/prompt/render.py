@@ -181,26 +181,26 @@ def call_text(calls: Sequence[ToolCall], style: ToolStyle) -> str:
 
 def _pythonic_call(call: ToolCall) -> str:
     """Returns `name(key=value, ...)`. Keys that are no Python names travel as `**{"key": value}` at the end."""
-    named = {key: value for key, value in call.arguments.items() if _is_argument_name(key)}
+    named = {key: value for key, value in call.arguments.items() if is_argument_name(key)}
     others = {key: value for key, value in call.arguments.items() if key not in named}
-    arguments = [f"{key}={_literal(value)}" for key, value in named.items()]
-    return f"{call.name}({', '.join(arguments + ([f'**{_literal(others)}'] if others else []))})"
+    arguments = [f"{key}={literal(value)}" for key, value in named.items()]
+    return f"{call.name}({', '.join(arguments + ([f'**{literal(others)}'] if others else []))})"
 
 
-def _is_argument_name(key: str) -> bool:
+def is_argument_name(key: str) -> bool:
     """Says whether Python takes `key` as a keyword argument and keeps it as it is."""
     plain = re.fullmatch(r"\w+", key) is not None and unicodedata.normalize("NFKC", key) == key
     return plain and key.isidentifier() and not keyword.iskeyword(key)
 
 
-def _literal(value: object) -> str:
+def literal(value: object) -> str:
     """Returns `value` as a Python literal, strings in double quotes."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
-        return f"[{', '.join(_literal(item) for item in value)}]"
+        return f"[{', '.join(literal(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_literal(key)}: {_literal(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{literal(key)}: {literal(item)}' for key, item in value.items())}}}"
     return repr(value)
 
 

@@ -94,6 +94,15 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 
+    def token_bytes(self) -> list[bytes]:
+        """Returns the bytes of every id, for special tokens those of their name; ids without a token have none."""
+        tokens = [b""] * self.vocab_size
+        for token in self._encoding.token_byte_values():
+            tokens[self._encoding.encode_single_token(token)] = token
+        for name, token_id in self.special.items():
+            tokens[token_id] = name.encode()
+        return tokens
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, none of them special; an empty text has none."""
         ids: list[int] = []
