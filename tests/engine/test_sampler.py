@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ def greedy(**changes: float) -> Sampling:
 
 def test_drawn_tokens_follow_the_shaped_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5])
-    sampling = Sampling(temperature=0.8, top_p=0.95, seed=3)
-    state = SamplerState(sampling, ())
-    drawn = Counter(choose(logits[None], [state])[0].token for _ in range(4000))
+    sampling = Sampling(temperature=0.8, top_p=0.95)
+    states = [SamplerState(replace(sampling, seed=seed), ()) for seed in range(400)]
+    sampler, rows = Sampler(), logits.expand(400, -1).contiguous()
+    drawn = Counter(chosen[0].token for _ in range(10) for chosen in sampler.verify(rows, states, [()] * 400))
     for token, p in enumerate(shaped(logits[None], [sampling])[0].tolist()):
         # Four standard deviations of a binomial count.
         assert abs(drawn[token] - 4000 * p) <= 4 * (4000 * p * (1 - p)) ** 0.5

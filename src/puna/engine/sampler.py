@@ -77,6 +77,11 @@ class SamplerState:
         if self.matcher is not None:
             self.matcher.advance(token)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text follows a grammar and nothing more can follow in it."""
+        return self.matcher is not None and self.matcher.is_complete
+
     def uniforms(self, n: int) -> list[float]:
         """Returns the random numbers, in [0, 1), of the next `n` tokens."""
         while len(self._ahead) < n:
@@ -108,7 +113,8 @@ class Sampler:
     def verify(
         self, logits: Tensor, states: Sequence[SamplerState], drafts: Sequence[Sequence[int]]
     ) -> list[list[Choice]]:
-        """Returns the tokens that follow in each sequence, one more than it accepts of its drafts, and records them.
+        """Returns the tokens that follow in each sequence, one more than it accepts of its drafts (none more
+        where those complete its grammar), and records them.
 
         `logits` [R V] float32 has 1 + len(draft) rows for each state, in order: behind what the sequence holds, and
         behind each draft. `logits` is left as it is. A sequence whose grammar allows no token at all gets none.
@@ -137,7 +143,7 @@ class Sampler:
                 token = found.tokens[row]
                 accepted.append(Choice(token, logprobs[row]))
                 state.record(token)
-                if row < first + len(draft) and token != draft[row - first]:
+                if state.is_complete or (row < first + len(draft) and token != draft[row - first]):
                     break
             chosen.append(accepted)
         return chosen
