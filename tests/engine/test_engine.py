@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from puna.engine.blocks import Counts
 from puna.engine.engine import Engine, score
 from puna.engine.request import Event, Output, Request, Sampling
-from puna.errors import CapacityError, PromptError
+from puna.errors import CapacityError, PromptError, WeightsError
 from puna.model.transformer import Llama
 from puna.weights.checkpoint import load
 from tests.reference.tiny import PATCH_ID, TILE_TOKENS, random_ids, read_whole, write_tiny_checkpoint
@@ -29,6 +30,7 @@ def drain(engine: Engine) -> list[Event]:
     events = []
     while not engine.is_idle:
         events += engine.step()
+        engine.check_integrity()
     return events
 
 
@@ -154,6 +156,81 @@ def test_a_request_that_cannot_run_is_refused_before_it_is_queued(model: Llama) 
     with pytest.raises(PromptError, match="context"):
         engine.add(Request(ids=[1] * 600))
     assert engine.is_idle
+
+
+def test_what_could_never_fit_is_refused_and_what_has_no_end_ends_where_memory_does(model: Llama) -> None:
+    engine = Engine(model, n_blocks=Counts(5, 3))  # of 8 positions each
+    assert len(engine.run([Request(ids=random_ids(20, 1), sampling=greedy(21))])[0][0].ids) == 21
+    with pytest.raises(CapacityError, match=r"20 tokens and max_new_tokens 22 exceed the 40 positions .* kv_bytes"):
+        engine.add(Request(ids=random_ids(20, 1), sampling=greedy(22)))
+    with pytest.raises(CapacityError, match="42 tokens and max_new_tokens 1"):
+        engine.add(Request(ids=random_ids(42, 1)))
+    assert engine.is_idle
+    ((endless,),) = engine.run([Request(ids=random_ids(20, 1), sampling=Sampling(temperature=0))])
+    assert (len(endless.ids), endless.finish) == (21, "length")
+    engine.check_integrity()
+
+
+def test_what_is_late_ends_wherever_it_is(model: Llama) -> None:
+    now = [100.0]
+    engine = Engine(model, max_sequences=2, clock=lambda: now[0])
+    late, endless, waiting = (
+        engine.add(Request(ids=[1, 2], sampling=greedy(99), deadline_seconds=deadline))
+        for deadline in (103.0, None, 102.0)
+    )
+    assert {event.request_id for event in engine.step()} == {waiting, late}  # what is due first
+    now[0] = 102.0
+    first, *others = engine.step()
+    assert first == Event(waiting, 0, None, None, "abort")
+    assert {event.request_id for event in others} == {late, endless}
+    now[0] = 200.0
+    assert engine.step()[0] == Event(late, 0, None, None, "abort")
+    assert engine.running == [(endless, 0)]
+    engine.check_integrity()
+
+
+def test_blocks_are_free_at_once_when_a_request_is_aborted(model: Llama) -> None:
+    engine = Engine(model, max_step_tokens=70)
+    number = engine.add(Request(ids=random_ids(100, 1), sampling=greedy(9), n=3))
+    engine.step()
+    assert engine.load.n_held_blocks.n_global == 9
+    engine.abort(number)
+    assert engine.load.n_held_blocks == Counts(0, 0)
+    engine.check_integrity()
+
+
+def test_a_failed_step_leaves_nothing_behind_and_nothing_of_it_is_remembered(model: Llama) -> None:
+    engine = Engine(model)
+    request = Request(ids=random_ids(30, 1), sampling=greedy(5))
+    expected = Engine(model).run([request])
+    engine.add(request)
+    weight = model.layers[0].attention.value.weight
+    sound = weight.clone()
+    weight.fill_(float("nan"))
+    try:
+        with pytest.raises(WeightsError, match="not finite"):
+            engine.step()
+    finally:
+        weight.copy_(sound)
+    assert engine.is_idle
+    engine.check_integrity()
+    assert engine.run([request]) == expected
+    assert engine.load.n_cached_tokens == 0
+
+
+def test_changed_weights_are_another_model_once_the_old_is_forgotten(model: Llama) -> None:
+    engine = Engine(model)
+    request = Request(ids=random_ids(30, 1), sampling=greedy(5))
+    engine.run([request])
+    weight = model.layers[3].attention.value.weight
+    sound = weight.clone()
+    weight.mul_(-3)
+    try:
+        engine.forget()
+        assert engine.run([request]) == Engine(model).run([request])
+    finally:
+        weight.copy_(sound)
+    assert engine.load.n_cached_tokens == 0
 
 
 def test_score_equals_a_full_forward_with_images_on_piece_borders(

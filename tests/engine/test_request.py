@@ -71,3 +71,11 @@ def test_a_text_model_refuses_tiles() -> None:
 def test_n_must_be_positive() -> None:
     with pytest.raises(PromptError, match="n is 0"):
         Request(ids=[1], n=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("priority", 101), ("priority", -101), ("deadline_seconds", float("nan"))]
+)
+def test_settings_of_a_request_out_of_their_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(PromptError, match=f"{field} is {value}"):
+        Request(ids=[1], **{field: value})  # type: ignore[arg-type]
