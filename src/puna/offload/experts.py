@@ -23,8 +23,13 @@ from puna.offload.cache import ExpertCache
 
 
 class OffloadedExperts(nn.Module):
-    """The routed experts of one layer, fetched when they are chosen. Takes the place of `model.moe.Experts`."""
+    """The routed experts of one layer, fetched when they are chosen. Takes the place of `model.moe.Experts`.
 
+    `gate_up` and `down`, where others hold their stacks, are None: whoever can only work on stacks must pass it by.
+    """
+
+    gate_up: None = None
+    down: None = None
     foresight: Tensor | None
 
     def __init__(self, cache: ExpertCache, layer: int, next_layer: int | None, foresight: Tensor | None) -> None:
@@ -54,10 +59,12 @@ class OffloadedExperts(nn.Module):
 def put_off(model: Llama, cache: ExpertCache, *, foresee: bool = True) -> None:
     """Puts `OffloadedExperts` in the place of the experts of every MoE layer of `model`, whose other weights are there.
 
-    foresee: whether the next layer's experts are fetched on a guess while a layer computes.
+    foresee: whether the next layer's experts are fetched on a guess while a layer computes, which is of no use where
+    the cache has a place for every expert.
     """
     layers = cache.store.experts.layers
-    following = dict(pairwise(layers)) if foresee else {}
+    is_whole = cache.n_places == len(cache.store.experts.all_keys())
+    following = dict(pairwise(layers)) if foresee and not is_whole else {}
     for layer in layers:
         next_layer = following.get(layer)
         foresight = None if next_layer is None else foresight_of(model, layer, next_layer)
@@ -77,6 +84,9 @@ def foresight_of(model: Llama, layer: int, next_layer: int) -> Tensor:
 def likely(x: Tensor, foresight: Tensor, n_active: int) -> list[int]:
     """Returns the experts that the tokens x [T D] will probably choose, those of the most tokens first."""
     chosen = F.linear(x, foresight).topk(n_active, dim=-1).indices.flatten()  # R
+    if x.shape[0] == 1:  # what decoding one answer asks for in every layer
+        best: list[int] = chosen.tolist()
+        return best
     counts = torch.bincount(chosen, minlength=foresight.shape[0])  # E
     order = counts.argsort(descending=True, stable=True)
     return [expert for expert, n in zip(order.tolist(), counts[order].tolist(), strict=True) if n]
