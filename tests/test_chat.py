@@ -1,15 +1,17 @@
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from PIL import Image
 
 import puna
-from puna.chat import Assistant, Options, Piece, Timings, Usage, _answer, load
+from puna.chat import Assistant, ChatOptions, Options, Piece, Timings, Usage, _answer, load
 from puna.engine.request import TokenLogprobs
 from puna.errors import ConfigError, DeviceError, PromptError
 from puna.model.mask import Packed
@@ -255,3 +257,116 @@ def test_a_foreign_tokenizer_is_refused(assistant: Assistant) -> None:
     other = replace(assistant.config, patch_id=1)
     with pytest.raises(ConfigError, match="as 268, the model as 1"):
         Assistant(random_model(other), assistant.tokenizer)
+
+
+# Grammars and guesses ---------------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "sizes": {"type": "array", "items": {"enum": [1, 2]}}},
+    "required": ["name", "sizes"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def guessing(assistant: Assistant, tmp_path_factory: pytest.TempPathFactory) -> list[Assistant]:
+    """The same model, guessing by lookup and by itself."""
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("guessing"))
+    return [load(folder, device="cpu", speculate=by) for by in ("lookup", folder)]
+
+
+def test_guessed_tokens_change_no_answer(assistant: Assistant, guessing: list[Assistant]) -> None:
+    kinds = [
+        Options(seed=3, temperature=1.5, n=2),
+        Options(temperature=0),
+        Options(seed=1, stop=["e", "th"], logprobs=1),
+    ]
+    for options in kinds:
+        options["max_new_tokens"] = 40
+        expected = assistant.extend("abcabcabcab", [picture()], **options)
+        for other in guessing:
+            got = other.extend("abcabcabcab", [picture()], **options)
+            assert [(a.text, a.ids, a.finish) for a in got.answers] == [
+                (a.text, a.ids, a.finish) for a in expected.answers
+            ]
+            assert "".join(other.stream_complete("abcab", **{**options, "n": 1})) == assistant.complete(
+                "abcab", **{**options, "n": 1}
+            )
+    for other in guessing:
+        n_drafted, n_accepted = other.drafts
+        assert 0 < n_accepted < n_drafted
+    assert assistant.drafts == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_keeps_to_its_schema(assistant: Assistant, guessing: list[Assistant], seed: int) -> None:
+    pytest.importorskip("llguidance")
+    options = Options(json_schema=SCHEMA, seed=seed, temperature=1.0, n=2, max_new_tokens=200)
+    response = assistant.extend("ab", **options)
+    for answer in response.answers:
+        assert answer.finish == "stop"
+        document = json.loads(answer.text)
+        assert document.keys() == {"name", "sizes"}
+        assert len(document["name"]) <= 6
+        assert set(document["sizes"]) <= {1, 2}
+    for other in guessing:
+        assert other.extend("ab", **options).answers == response.answers
+
+
+def test_an_answer_follows_an_expression_a_list_or_a_grammar(assistant: Assistant) -> None:
+    pytest.importorskip("llguidance")
+    assert assistant.chat(HELLO, choice=["yes", "no"], seed=1).text in ("yes", "no")  # type: ignore[union-attr]
+    assert re.fullmatch("[a-c]{3}-[0-9]{2}", str(assistant.complete("x", regex="[a-c]{3}-[0-9]{2}", seed=2)))
+    assert assistant.complete("x", grammar='start: "a" b\nb: "b" | "c"', seed=3) in ("ab", "ac")
+
+
+def test_a_grammar_that_cannot_be_followed_is_refused_before_anything_runs(assistant: Assistant) -> None:
+    pytest.importorskip("llguidance")
+    with pytest.raises(PromptError, match="regex: cannot be followed"):
+        assistant.complete("x", regex="(a")
+    with pytest.raises(PromptError, match="regex and choice are given: a text follows one grammar"):
+        assistant.complete("x", regex="a", choice=["a"])
+    with pytest.raises(PromptError, match="tool_choice is 'sub': the tools given are add"):
+        assistant.chat(HELLO, [TOOL], tool_choice="sub")
+    with pytest.raises(PromptError, match="tool_choice is 'required': the tools given are none"):
+        assistant.chat(HELLO, tool_choice="required")
+    with pytest.raises(PromptError, match="tool_choice is 'required' beside a grammar"):
+        assistant.chat(HELLO, [TOOL], tool_choice="required", regex="a")
+
+
+@pytest.fixture(scope="module")
+def roomy(assistant: Assistant) -> Assistant:
+    """A context that tool definitions fit into."""
+    config = replace(assistant.config, text=replace(assistant.config.text, context_len=4096))
+    return Assistant(random_model(config), assistant.tokenizer)
+
+
+@pytest.mark.parametrize("style", ["pythonic", "json"])
+def test_a_tool_that_must_be_called_is_called(roomy: Assistant, style: Literal["pythonic", "json"]) -> None:
+    pytest.importorskip("llguidance")
+    tool = replace(TOOL, parameters={**TOOL.parameters, "additionalProperties": False})
+    for choice in ("required", "add"):
+        options = ChatOptions(tool_choice=choice, tool_style=style, seed=1, temperature=0.3, max_new_tokens=300)
+        message = cast(Message, roomy.chat(HELLO, [tool], **options))
+        assert message.tool_calls
+        assert all(call.name == "add" and type(call.arguments["a"]) is int for call in message.tool_calls)
+
+
+def test_beside_tools_a_schema_is_for_answers_that_are_no_calls(roomy: Assistant) -> None:
+    pytest.importorskip("llguidance")
+    kinds = set()
+    for seed in range(8):
+        message = roomy.chat(
+            HELLO, [TOOL], json_schema={"enum": [7]}, seed=seed, temperature=1.0, max_new_tokens=200
+        )
+        assert isinstance(message, Message)
+        kinds.add(bool(message.tool_calls))
+        assert message.tool_calls or message.text == "7"
+    assert False in kinds
+
+
+def test_a_model_of_another_vocabulary_cannot_guess(assistant: Assistant, tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match="its vocabulary is another one"):
+        load(folder, device="cpu", speculate="cria")

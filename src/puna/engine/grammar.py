@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MAX_CHARS = 500_000
 """Longest grammar that is read, so that compiling one takes bounded time and memory."""
 
-JSON_BLANKS = r"(\r?\n)?[ \t]{0,40}"
-"""Blanks between the parts of JSON: one new line and an indentation. Unbounded, a model may write blanks for ever."""
+JSON_BLANKS = r"(\r?\n[ \t]{0,40}| )?"
+"""Blanks between the parts of JSON: one, or a new line and its indentation. Unbounded, some write them for ever."""
 
 
 class Grammar(NamedTuple):
