@@ -128,32 +128,6 @@ def test_complete_goes_on_after_a_text(run: Run, tiny: str, monkeypatch: pytest.
     assert run.document("complete", "-", "--model", tiny, *FAST)["text"] == document["text"]
 
 
-def test_guesses_change_no_answer_and_are_counted(run: Run, tiny: str) -> None:
-    command = ["complete", "abababab", "--model", tiny, "--max-new-tokens", "30", "--temperature", "0"]
-    plain = run.document(*command)
-    assert "guesses" not in plain
-    for how in ("lookup", tiny):
-        document = run.document(*command, "--speculate", how)
-        assert document["text"] == plain["text"]
-        assert document["guesses"]["made"] >= document["guesses"]["right"] > 0
-    assert "its vocabulary is another one" in run.refused(*command, "--speculate", "cria")
-
-
-def test_an_answer_can_be_held_to_a_schema_or_an_expression(run: Run, tiny: str, tmp_path: Path) -> None:
-    pytest.importorskip("llguidance")
-    schema = tmp_path / "schema.json"
-    schema.write_text(
-        '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}'
-    )
-    command = ["complete", "ab", "--model", tiny, "--max-new-tokens", "300"]
-    assert json.loads(run.document(*command, "--json-schema", schema)["text"])["a"] in (1, 2)
-    assert run.document(*command, "--regex", "x[yz]")["text"] in ("xy", "xz")
-    assert "regex: cannot be followed" in run.refused(*command, "--regex", "(x")
-    assert "regex are given" in run.refused(*command, "--regex", "x", "--json-schema", schema)
-    schema.write_text("[")
-    assert "json_schema: is not a JSON schema" in run.refused(*command, "--json-schema", schema)
-
-
 def test_convert_there_and_back_keeps_every_answer(run: Run, tiny: str, tmp_path: Path) -> None:
     document = run.document("convert", tiny, tmp_path / "meta", "--to", "meta", "--shards", "2")
     assert document["layout"] == "meta"
@@ -383,3 +357,37 @@ def test_guard_prints_a_verdict_for_each_line_in_order(run: Run, tmp_path: Path)
     assert code == 0 and len(verdicts) == 2 and verdicts[0]["score"] < verdicts[1]["score"]
     file.write_text("no json")
     assert "line 1" in run.refused("guard", "hidden", file)
+
+
+def test_ranks_without_torchrun_are_refused_with_the_remedy(run: Run, tiny: str) -> None:
+    message = run.refused("complete", "one", "--model", tiny, "--tensor", "2")
+    assert "tensor 2" in message and "have torchrun start 2" in message
+    assert "offload" in run.refused("complete", "one", "--model", tiny, "--offload-dir", "x")
+
+
+def torchrun(world: int, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs puna on several ranks of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, "-m", "puna", *argv], capture_output=True, text=True, timeout=240, env=environment
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("division", [[], ["--expert", "2"], ["--pipeline", "2"]], ids=str)
+def test_two_ranks_print_the_one_answer_of_one(run: Run, tiny: str, tmp_path: Path, division: list[str]) -> None:
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "red.png")
+    argv = ["chat", tiny, "-m", "Hi", "--image", str(tmp_path / "red.png"), *FAST, "--temperature", "0", "--json"]
+    alone = json.loads(run(*argv)[1])
+    together = torchrun(2, *argv, *division)
+    assert together.returncode == 0, together.stderr[-2000:]
+    assert together.stdout.count("\n") == 1
+    assert json.loads(together.stdout)["message"] == alone["message"]
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_divide_a_model_say_so_once(tiny: str) -> None:
+    together = torchrun(3, "complete", "one", "--model", tiny, *FAST)
+    assert together.returncode != 0 and together.stdout == ""
+    assert together.stderr.count("tensor: 3 does not divide the 4 of n_heads") == 1

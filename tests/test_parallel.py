@@ -14,9 +14,9 @@ from puna.model.mask import Packed
 from puna.model.transformer import Llama
 from puna.parallel import Layout, Mesh, Share, ShareOfLlama, cuts_of
 from puna.presets import CRIA, GUARD4, MAVERICK, SCOUT
-from puna.weights import names
+from puna.weights import checkpoint, names
 from tests.reference.ranks import Ranks, started
-from tests.reference.shares import ON_FOUR, ON_TWO, SHAPES, maverick, share_of, widened
+from tests.reference.shares import ON_FOUR, ON_TWO, SHAPES, maverick, put, share_of, widened
 from tests.reference.tiny import PATCH_ID, TILE_TOKENS, random_ids, random_model, read_whole, tiny_config
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # sums in another order, in float32, of logits of size 1
@@ -186,6 +186,27 @@ def test_layout_gives_tensor_the_ranks_that_are_left() -> None:
         Layout.of(4, pipeline=3)
     with pytest.raises(ConfigError, match="expert: 0 must be at least 1"):
         Layout.of(4, expert=0)
+
+
+@pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(expert=2), Layout(pipeline=2)], ids=str)
+@pytest.mark.parametrize("shards", [None, 2], ids=["hf", "meta"])
+def test_files_fill_a_share_with_its_parts(tmp_path: Path, layout: Layout, shards: int | None) -> None:
+    whole, folder = random_model(maverick()), tmp_path / "model"
+    if shards is None:
+        checkpoint.save_hf(whole, maverick(), folder)
+    else:
+        checkpoint.save_meta(whole, maverick(), folder, shards)
+    config = checkpoint.open_config(folder)
+    for rank in range(layout.world):
+        share = Share(config, layout, rank)
+        with torch.device("meta"):
+            empty = ShareOfLlama(share, mesh=None)  # type: ignore[arg-type]
+        model = checkpoint.load(folder, model=empty, share=share, place=put)
+        loaded = dict(model.named_parameters())
+        for name, parameter in whole.named_parameters():
+            if own := share.own_name(name):
+                assert torch.equal(loaded.pop(own), share.cut(name, parameter.detach())), name
+        assert not loaded
 
 
 def message_of(length: int) -> list[int]:

@@ -6,6 +6,7 @@ Not here: files (`weights`), the protections (`guard`), HTTP (`serve`), threads:
 together, and whoever has several users steps it in one thread.
 """
 
+import atexit
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from puna import __version__
+from puna import __version__, parallel
 from puna.config import LlamaConfig
 from puna.engine import cache as kv
+from puna.engine import ranks
 from puna.engine.engine import MAX_SEQUENCES, Engine, score
 from puna.engine.grammar import Grammar, Matcher, Vocabulary, json_schema, lark, regex
 from puna.engine.grammar import choice as one_of
 from puna.engine.request import Event, Finish, Request, Sampling, TokenLogprobs
+from puna.engine.runner import TorchRunner
 from puna.engine.shared import Share, SharedEngine
 from puna.engine.speculate import DraftModel, Lookup, Proposer
 from puna.errors import ConfigError, DeviceError, PromptError
@@ -34,6 +37,7 @@ from puna.model.transformer import Llama
 from puna.offload import attach
 from puna.offload.record import Pair
 from puna.offload.store import Key
+from puna.parallel import Layout
 from puna.prompt.detokenize import Detokenizer
 from puna.prompt.message import Message, TextPart, Tool
 from puna.prompt.parse import parse
@@ -165,6 +169,7 @@ def load(
     offload: attach.Where | None = None,
     offload_dir: str | Path | None = None,
     expert_cache_bytes: int | None = None,
+    layout: Layout | None = None,
 ) -> "Assistant":
     """Returns an assistant from "cria" (the model that ships), a directory, or a Hugging Face hub id.
 
@@ -180,6 +185,8 @@ def load(
     offload    "disk", or with a GPU also "host": routed experts stay there and are fetched when they are chosen, which
                is slow; a warning says how slow. `offload_dir` takes the copy on disk, made once (None: in the user's
                cache folder); `expert_cache_bytes` is what fetched experts may take (None: half of what is free)
+    layout     divides the model over the ranks that torchrun started, each of which calls this. It returns on rank 0
+               alone; the others work for rank 0 until its program ends, and then exit
 
     Raises ConfigError, WeightsError or DeviceError, which say what to do.
     """
@@ -188,7 +195,11 @@ def load(
     away = _offload(offload, offload_dir, expert_cache_bytes)
     directory = hub.resolve(name_or_path)
     tokenizer = Tokenizer.load(directory)
-    if away is None:
+    if layout is not None and layout.world > 1:
+        if away is not None:
+            raise ConfigError(f"offload is {offload!r} and layout has {layout.world} ranks: give one of the two")
+        model = _load_on_ranks(directory, wanted, where, swap.placer(policy, wanted), layout, progress)
+    elif away is None:
         place = swap.placer(policy, wanted)
         model = checkpoint.load(directory, dtype=wanted, device=where, place=place, progress=progress)
     else:
@@ -624,6 +635,30 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer, dtype: torch.dtype | 
         raise ConfigError(f"speculate is {str(speculate)!r}: its vocabulary is another one; take a model of the same")
     model = checkpoint.load(directory, dtype=dtype, device=device, place=swap.placer(None, dtype))
     return DraftModel(model, tokenizer.vocab_size, max_sequences=MAX_SEQUENCES)
+
+
+def _load_on_ranks(
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    place: checkpoint.Place,
+    layout: Layout,
+    progress: Callable[[int, int], None] | None,
+) -> Llama:
+    """Loads this rank's share. Returns it on rank 0; the others follow rank 0 until it lets them go, and then exit."""
+    mesh = parallel.connect(layout, device)
+    device = parallel.own_device(device)
+    share = parallel.Share(checkpoint.open_config(directory), layout, mesh.rank)
+    with torch.device("meta"):
+        model = ranks.LeadingLlama(share, mesh) if mesh.is_leader else parallel.ShareOfLlama(share, mesh)
+    checkpoint.load(directory, dtype=dtype, device=device, place=place, model=model, share=share, progress=progress)
+    if isinstance(model, ranks.LeadingLlama):
+        atexit.register(parallel.disconnect)
+        atexit.register(model.leader.end)  # runs first
+        return model
+    ranks.follow(model, TorchRunner)
+    parallel.disconnect()
+    raise SystemExit(0)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -7,6 +7,7 @@ the environment:
 PUNA_MODEL      the model that commands take when none is named, instead of cria
 PUNA_DEVICE     where models run, as --device
 PUNA_DTYPE      the numbers they run in, as --dtype
+RANK            which process this is, where torchrun started several; WORLD_SIZE says how many
 PUNA_TRACEBACK  set to 1, shows where a fault of puna itself happened
 """
 
@@ -24,6 +25,7 @@ from puna.errors import ConfigError, DeviceError, PromptError, PunaError
 
 if TYPE_CHECKING:
     from puna.chat import Answer, Assistant, Options, Response
+    from puna.parallel import Layout
     from puna.prompt.message import Message
     from puna.quant.drift import Drift
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, 2 for bad usage or input, 130 for Ctrl-C, 1 for a fault of puna."""
     try:
         arguments = _parser().parse_args(argv)
-        arguments.run(arguments)
+        (_follow if "tensor" in arguments and _is_follower() else arguments.run)(arguments)
         sys.stdout.flush()
     except PunaError as error:
         return _refuse(str(error))
@@ -233,8 +235,6 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
     )
-    parser.add_argument("--json-schema", metavar="FILE", type=Path, help="answer in JSON that fits this schema")
-    parser.add_argument("--regex", metavar="TEXT", help="answer in a text that this expression matches as a whole")
     for name, (kind, text) in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
 
@@ -243,9 +243,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     """Adds where a model runs and in which numbers."""
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as stored)")
-    parser.add_argument(
-        "--speculate", metavar="HOW", help="lookup, or a smaller model: guess tokens, check several at once"
-    )
     parser.add_argument(
         "--quantize", choices=("int4", "int8", "fp8"), help="make weights smaller while loading (default: as stored)"
     )
@@ -256,6 +253,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expert-cache-gb", type=float, metavar="X", help="for fetched experts (default: half of the free memory)"
     )
+    for name, what, default in (
+        ("tensor", "ranks that cut each layer, and each expert", "all that are left"),
+        ("expert", "groups of ranks that share out the experts", "1"),
+        ("pipeline", "groups of ranks that share out the layers", "1"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"under torchrun: {what} (default: {default})")
 
 
 # Commands ---------------------------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ def _reply(assistant: "Assistant", messages: "Sequence[Message]", arguments: arg
     options = _options(arguments)
     if arguments.json:
         response = assistant.respond(messages, **options)
-        _print_response(response, arguments, lambda answer: {"message": answer.message.to_dict()}, assistant.drafts)
+        _print_response(response, arguments, lambda answer: {"message": answer.message.to_dict()})
     else:
         _print_stream(assistant.stream_chat(messages, **options))
 
@@ -307,7 +310,7 @@ def _complete(arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if arguments.json:
         response = assistant.extend(text, images, **options)
-        _print_response(response, arguments, lambda answer: {"text": answer.text}, assistant.drafts)
+        _print_response(response, arguments, lambda answer: {"text": answer.text})
     else:
         _print_stream(assistant.stream_complete(text, images, **options))
 
@@ -525,20 +528,40 @@ def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
         dtype=arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
         device=arguments.device or os.environ.get("PUNA_DEVICE") or None,
         quantize=arguments.quantize,
-        speculate=arguments.speculate,
         offload=arguments.offload,
         offload_dir=arguments.offload_dir,
         expert_cache_bytes=None if arguments.expert_cache_gb is None else int(arguments.expert_cache_gb * 1e9),
+        layout=_layout(arguments),
         progress=_progress("loading"),
     )
 
 
+def _layout(arguments: argparse.Namespace) -> "Layout | None":
+    """Returns how the ranks that torchrun started divide the model; None where there is one and nothing was asked."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = {name: getattr(arguments, name) for name in ("tensor", "expert", "pipeline")}
+    if world == 1 and all(n is None for n in asked.values()):
+        return None
+    from puna.parallel import Layout
+
+    return Layout.of(world, **asked)
+
+
+def _is_follower() -> bool:
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def _follow(arguments: argparse.Namespace) -> None:
+    """What all ranks but the first do, whatever the command is: loading ends when rank 0 lets them go."""
+    try:
+        _assistant(arguments.model, arguments)
+    except ConfigError:
+        sys.exit(2)  # rank 0 finds the same, and says it
+
+
 def _options(arguments: argparse.Namespace) -> "Options":
     """Returns the options that were given; the others keep their defaults."""
-    names = (*_SAMPLING, "stop", "regex")
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    if arguments.json_schema is not None:
-        given["json_schema"] = arguments.json_schema.read_text("utf-8")
+    given = {name: value for name in (*_SAMPLING, "stop") if (value := getattr(arguments, name)) is not None}
     return given  # type: ignore[return-value]
 
 
@@ -566,7 +589,7 @@ def _progress(what: str) -> Callable[[int, int], None]:
     """Returns a function that shows how far it is on standard error, if somebody looks at it."""
 
     def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _is_follower():
             line = f"{what} {done / 1e9:.2f} of {total / 1e9:.2f} GB" if done < total else ""
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
@@ -589,14 +612,10 @@ def _print_stream(texts: Iterable[str]) -> None:
 
 
 def _print_response(
-    response: "Response",
-    arguments: argparse.Namespace,
-    content: "Callable[[Answer], dict[str, Any]]",
-    drafts: tuple[int, int],
+    response: "Response", arguments: argparse.Namespace, content: "Callable[[Answer], dict[str, Any]]"
 ) -> None:
     (answer,) = response.answers
     usage, timings = response.usage, response.timings
-    n_drafted, n_accepted = drafts
     document = {
         "model": _model_name(arguments.model),
         **content(answer),
@@ -607,7 +626,6 @@ def _print_response(
             "total_seconds": round(timings.total_seconds, 4),
             "tokens_per_second": round(timings.tokens_per_second(usage), 2),
         },
-        **({"guesses": {"made": n_drafted, "right": n_accepted}} if n_drafted else {}),
     }
     print(json.dumps(document, ensure_ascii=False))
 

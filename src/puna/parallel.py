@@ -18,7 +18,7 @@ Source: Megatron-LM, arXiv 1909.08053 section 3 (columns, then rows, then one su
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -90,7 +90,7 @@ class Layout:
         if layout.world != world:
             raise ConfigError(
                 f"tensor {layout.tensor} x expert {layout.expert} x pipeline {layout.pipeline} is {layout.world}, but "
-                f"{world} ranks run; choose them so that the product is {world}, or start {layout.world} ranks"
+                f"{world} ranks run; choose them so that the product is {world}, or have torchrun start {layout.world}"
             )
         return layout
 
@@ -191,9 +191,21 @@ class Share:
             return name if self.is_last else None
         return name
 
+    def part(self, name: str, weight: Tensor | Small) -> Tensor | Small:
+        """Returns this rank's part of the model's parameter `name`, in whatever numbers; see `cut` and `cut_small`."""
+        return self.cut(name, weight) if isinstance(weight, Tensor) else self.cut_small(name, weight)
+
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """Returns this rank's part of the model's parameter `name`, in memory of its own."""
-        return self._view(tensor, cuts_of(name)).reshape(self._shape(tensor, name)).clone()
+        """Returns this rank's part of the model's parameter `name`, in memory of its own.
+
+        tensor may also be one expert [out in] of a parameter [E out in]: then the part of that expert.
+        """
+        cuts = [cut for cut in cuts_of(name) if -cut.axis <= tensor.dim()]
+        kept = list(tensor.shape)
+        for cut in cuts:
+            if kept[cut.axis] > 1:
+                kept[cut.axis] //= self._part(cut)[1]
+        return self._view(tensor, cuts).reshape(kept).clone()
 
     def cut_small(self, name: str, weight: Small) -> Small:
         """Returns this rank's part of a quantised parameter: the codes that its numbers have in the whole.
@@ -248,27 +260,6 @@ class Share:
                 tensor = torch.unflatten(tensor, cut.axis, (cut.stacked, n_parts, -1)).select(cut.axis - 1, part)
         return tensor
 
-    def _shape(self, tensor: Tensor, name: str) -> list[int]:
-        kept = list(tensor.shape)
-        for cut in cuts_of(name):
-            if kept[cut.axis] > 1:
-                kept[cut.axis] //= self._part(cut)[1]
-        return kept
-
-
-Place = Callable[[Llama, str, Tensor | Small], None]
-
-
-def placer(share: Share, place: Place) -> Place:
-    """Returns what gives `place` this rank's part of each parameter of the whole model, under the share's name."""
-
-    def put(model: Llama, name: str, weight: Tensor | Small) -> None:
-        own = share.own_name(name)
-        if own is not None:
-            place(model, own, share.cut(name, weight) if isinstance(weight, Tensor) else share.cut_small(name, weight))
-
-    return put
-
 
 def _divides(parts: int, field: str, size: int, what: str) -> None:
     if size % parts:
@@ -309,23 +300,11 @@ class Mesh:
 
     def join_columns(self, x: Tensor) -> Tensor:
         """Returns the columns of all ranks of the team, side by side: [R C] -> [R team*C]."""
-        if self.layout.team == 1:
-            return x
-        R, C = sizes(x, "R C")
-        parts = x.new_empty(self.layout.team * R, C)
-        with _together("joining the team's columns"):
-            distributed.all_gather_into_tensor(parts, x.contiguous(), group=self._team)
-        return parts.view(-1, R, C).transpose(0, 1).flatten(1)  # R team*C
+        return torch.cat(self._gathered(x, self.layout.team, self._team), dim=1)
 
     def join_rows(self, x: Tensor) -> Tensor:
         """Returns the rows of all ranks, below one another: [R C] -> [world*R C]."""
-        if self.layout.world == 1:
-            return x
-        R, C = sizes(x, "R C")
-        rows = x.new_empty(self.layout.world * R, C)
-        with _together("joining the rows of all ranks"):
-            distributed.all_gather_into_tensor(rows, x.contiguous())
-        return rows
+        return torch.cat(self._gathered(x, self.layout.world, None))
 
     def to_next_stage(self, x: Tensor) -> None:
         """Sends `x` to the rank at the same place in the next stage."""
@@ -374,6 +353,15 @@ class Mesh:
                 numbers += rest.tolist()
         return numbers[:length]
 
+    def _gathered(self, x: Tensor, n: int, group: ProcessGroup | None) -> list[Tensor]:
+        sizes(x, "R C")
+        if n == 1:
+            return [x]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(n)]
+        with _together("gathering the parts of all"):
+            distributed.all_gather(parts, x.contiguous(), group=group)
+        return parts
+
 
 def connect(layout: Layout, device: torch.device, *, patience: timedelta = PATIENCE) -> Mesh:
     """Returns the mesh of the processes that torchrun started, as its environment describes them.
@@ -392,6 +380,14 @@ def connect(layout: Layout, device: torch.device, *, patience: timedelta = PATIE
     if world != layout.world:
         raise ConfigError(f"layout: has {layout.world} ranks, but {world} run; start {layout.world}, or change it")
     return Mesh(layout, patience=patience)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Returns the GPU that is this rank's on its host, where a GPU is meant and none is named."""
+    if device == torch.device("cuda"):
+        device = torch.device("cuda", distributed.get_node_local_rank(fallback_rank=0))
+        torch.cuda.set_device(device)
+    return device
 
 
 def disconnect() -> None:
@@ -420,7 +416,7 @@ def _together(doing: str) -> Iterator[None]:
 
 
 class ShareOfLlama(Llama):
-    """The model of one rank: built on the meta device, filled through `placer`. All ranks call the same methods alike.
+    """The model of one rank: built on the meta device, filled with the parts of `share`. All ranks call alike.
 
     `config` is that of the whole model; stores are asked with the layer numbers of `share.config`. Logits come out on
     every rank, equal to the last bit. In a pipeline the states do not: those of `hidden` are normed in the last stage,

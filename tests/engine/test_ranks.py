@@ -12,10 +12,10 @@ from puna.engine.ranks import LeadingLlama, batch_of, follow, numbers_of
 from puna.engine.request import Output, Request, Sampling
 from puna.engine.runner import TorchRunner
 from puna.model.transformer import Llama
-from puna.parallel import Layout, Mesh, Place, ShareOfLlama
+from puna.parallel import Layout, Mesh, ShareOfLlama
 from puna.quant import swap
 from tests.reference.ranks import Ranks
-from tests.reference.shares import ON_FOUR, ON_TWO, SHAPES, filled, parameters_of, put, share_of, widened
+from tests.reference.shares import ON_FOUR, ON_TWO, SHAPES, Place, filled, parameters_of, put, share_of, widened
 from tests.reference.tiny import PATCH_ID, TILE_TOKENS, random_ids
 
 Work = Callable[[Llama], Any]

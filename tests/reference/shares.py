@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from puna.config import LlamaConfig
 from puna.kernels.formats import Small
 from puna.model.transformer import Llama
-from puna.parallel import Layout, Mesh, Place, Share, ShareOfLlama, placer
+from puna.parallel import Layout, Mesh, Share, ShareOfLlama
 from puna.quant import swap
 from tests.reference.tiny import random_model, tiny_config
+
+Place = Callable[[Llama, str, Tensor | Small], None]
 
 ON_TWO = (Layout(tensor=2), Layout(expert=2), Layout(pipeline=2))
 ON_FOUR = (
@@ -52,9 +54,12 @@ def put(model: Llama, name: str, weight: Tensor | Small) -> None:
 
 
 def filled(model: Llama, parameters: Mapping[str, Tensor | Small], place: Place) -> Llama:
-    """Returns the model, made on the meta device, with these parameters of the whole in it."""
+    """Returns the model, made on the meta device, with these parameters of the whole in it, or its share of them."""
     for name, weight in parameters.items():
-        place(model, name, weight)
+        if not isinstance(model, ShareOfLlama):
+            place(model, name, weight)
+        elif own := model.share.own_name(name):
+            place(model, own, model.share.part(name, weight))
     return model.eval().requires_grad_(False)
 
 
@@ -82,5 +87,5 @@ def share_of(
     share = Share(config, layout, mesh.rank)
     with torch.device("meta"):
         model = kind(share, mesh)
-    filled(model, parameters_of(config, stored), placer(share, place))
+    filled(model, parameters_of(config, stored), place)
     return model

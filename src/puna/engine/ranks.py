@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum, auto
 from itertools import islice
 from typing import Protocol
@@ -81,11 +81,12 @@ class Leader:
         return self._n_caches
 
     def end(self) -> None:
-        """Lets the other ranks go. Nothing can be asked of the model after it; a second time nothing happens."""
+        """Lets the other ranks go, as far as they are there. Nothing can be asked of the model after it."""
         with self._lock:
             if self._is_over is None:
-                self._mesh.say([Call.END])
                 self._is_over = "they were let go"
+                with suppress(DeviceError):
+                    self._mesh.say([Call.END])
 
 
 class LeadingLlama(ShareOfLlama):

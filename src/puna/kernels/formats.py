@@ -6,6 +6,7 @@ Int4 is compressed-tensors' "pack-quantized" with four bits in other words: its 
 Source: compressed-tensors `compressors/pack_quantized` (nibble order, offset 8); OCP "8-bit floating point" (e4m3).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,14 @@ def expert_of(weight: Tensor | Small, expert: int) -> Tensor | Small:
 def stack_of_one(weight: Tensor | Small) -> Tensor | Small:
     """Returns a matrix [out in] as a stack of one expert [1 out in], as views."""
     return weight[None] if isinstance(weight, Tensor) else type(weight)(weight.codes[None], weight.scales[None])
+
+
+def stack(experts: Sequence[Tensor | Small]) -> Tensor | Small:
+    """Returns matrices [out in], all in one form, as a stack [E out in]."""
+    first = experts[0]
+    if isinstance(first, Tensor):
+        return torch.stack([expert for expert in experts if isinstance(expert, Tensor)])
+    return type(first)(*(torch.stack(part) for part in zip(*experts, strict=True)))
 
 
 def dequantize(weight: Tensor | Small, dtype: torch.dtype) -> Tensor:

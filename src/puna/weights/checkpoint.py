@@ -13,14 +13,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
-from puna.kernels.formats import Small
+from puna.kernels.formats import Small, stack
 from puna.model.transformer import Llama, set_parameter
 from puna.weights import names, pth, safetensors
 from puna.weights.configs import to_hf, to_hf_companions, to_meta
@@ -44,6 +44,25 @@ from puna.weights.stored import Staging, pieces, region, shape_at_rest
 __all__ = ["convert", "load", "open_config", "save_hf", "save_meta"]
 
 Place = Callable[[Llama, str, Tensor | Small], None]
+
+
+class Share(Protocol):
+    """What one of several ranks keeps of a model: `parallel.Share`."""
+
+    @property
+    def experts(self) -> range:
+        """The experts of each layer of which it keeps a part."""
+        ...
+
+    def own_name(self, name: str) -> str | None:
+        """Returns what a parameter of the model is called in the share; None for one that it does not keep."""
+        ...
+
+    def part(self, name: str, weight: Tensor | Small) -> Tensor | Small:
+        """Returns what it keeps of a parameter, or of one expert's matrix of it."""
+        ...
+
+
 MAX_FILE_BYTES = 5_000_000_000  # as Hugging Face cuts them; a larger single tensor gets a file of its own
 # What belongs to a model besides configuration and weights, and means the same in both layouts.
 COMPANIONS = (
@@ -65,6 +84,8 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     place: Place | None = None,
+    model: Llama | None = None,
+    share: Share | None = None,
     leave_out: Callable[[str], bool] | None = None,
     progress: Progress | None = None,
 ) -> Llama:
@@ -74,20 +95,23 @@ def load(
     the model, a parameter's name and its value, puts it into the model in whatever form, before the next one is read:
     memory never holds more than one parameter in two forms. To it, small numbers come as they are stored wherever a
     format of `kernels.formats` can hold them. Parameters that `leave_out` names are not read and stay on the meta
-    device. `progress` is told the bytes read so far and in all, after each parameter.
+    device. `model` is filled instead of a new one; with `share`, which needs `place`, it gets a rank's parts under the
+    names that they have there. `progress` is told the bytes read so far and in all, after each parameter.
     Raises ConfigError or WeightsError, naming file and key, before any memory is taken where descriptions show it.
     """
     source = open_source(path, dtype)
-    with torch.device("meta"):
-        model = Llama(source.config)
+    if model is None:
+        with torch.device("meta"):
+            model = Llama(source.config)
     staging, n_done, n_bytes = Staging(), 0, source.n_bytes
     for name in source.pieces:
         if leave_out is not None and leave_out(name):
             continue
-        if place is None:
-            set_parameter(model, name, source.read(name, staging, device))
-        else:
-            place(model, name, source.read_stored(name, staging, device))
+        own_name = name if share is None else share.own_name(name)
+        if own_name is not None and place is not None:
+            place(model, own_name, _part(source, name, share, staging, device))
+        elif own_name is not None:
+            set_parameter(model, own_name, source.read(name, staging, device))
         n_done += source.n_bytes_of(name)
         if progress is not None:
             progress(n_done, n_bytes)
@@ -138,6 +162,19 @@ def convert(src: Path, dst: Path, to: str, shards: int = 1, progress: Progress |
         _save_hf(tensors, source.config, source.dtype, dst, companions, MAX_FILE_BYTES)
     else:
         _save_meta(tensors, source.config, source.dtype, dst, shards, companions)
+
+
+def _part(
+    source: Source, name: str, share: Share | None, staging: Staging, device: torch.device | str
+) -> Tensor | Small:
+    """A parameter, or a share's part of it: experts come one at a time, so that never all of them are in memory."""
+    if share is None:
+        return source.read_stored(name, staging, device)
+    if len(source.shapes[name]) < 3:
+        return share.part(name, source.read_stored(name, staging, device))
+    return stack(
+        [share.part(name, source.of_expert(name, e).read_stored(name, staging, device)) for e in share.experts]
+    )
 
 
 class _OnDemand(Mapping[str, Tensor]):
