@@ -2,7 +2,7 @@
 
 In: a weight of any format. Out: Int4. The range of codes, -8..7, is lopsided: a scale of the other sign turns it round,
 and a scale below absmax/8 clips one number to place thirty-one others better. Both are searched
-(docs/decisions, int4). Each group does at least as well as with Meta's rule (absmax/8, which always clips a positive
+(docs/decisions/011). Each group does at least as well as with Meta's rule (absmax/8, which always clips a positive
 extreme) and with llama.cpp's Q4_0 (the signed extreme over -8), both with scales rounded to bfloat16 as ours are.
 Source: llama-models `quantize_impls.py` (int4); ggml `ggml-quants.c` (quantize_row_q4_0_ref, make_qx_quants).
 """

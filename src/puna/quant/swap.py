@@ -9,7 +9,7 @@ The default policy makes every matrix of the decoder small. Meta's int4 recipe t
 shared, because memory is what it must save; llama.cpp's Q4_0 takes everything, because the speed of decoding is bytes
 read a token: at Scout's shape attention and head are 5 GB of 11 in bfloat16 with int4 experts. The embedding is read
 one row a token, norms and router are too small to matter and decide what is computed, and the vision tower runs once a
-picture: these stay as they are. Source: llama-models `quantization/loader.py`; docs/decisions, int4.
+picture: these stay as they are. Source: llama-models `quantization/loader.py`; docs/decisions/011.
 """
 
 from collections.abc import Callable, Mapping
