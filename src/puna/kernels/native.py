@@ -7,6 +7,7 @@ Everything has a plain twin: `quantized.linear_plain`, `quantized.routed_experts
 """
 
 import ctypes
+import mmap
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Literal, NamedTuple
@@ -162,7 +163,7 @@ def pack(weight: Tensor | Int4 | Int8) -> Packed:
     *_, n_out, n_in = codes.shape
     n_in = 2 * n_in if kind == "int4" else n_in
     each = _loaded().puna_matrix_bytes(KINDS.index(kind), n_out, n_in)
-    data = _aligned(each * (n_experts or 1))
+    data = _room.take(each * (n_experts or 1))
     for expert in range(n_experts or 1):
         source = codes if n_experts is None else codes[expert]
         factors = None if scales is None else scales if n_experts is None else scales[expert]
@@ -243,10 +244,36 @@ def _pack_one(kind: Kind, codes: Tensor, scales: Tensor | None, n_out: int, n_in
     )
 
 
-def _aligned(n_bytes: int) -> Tensor:
-    """Returns memory that begins on the border of a cache line."""
-    room = torch.empty(n_bytes + 64, dtype=torch.uint8)
-    return room.narrow(0, -room.data_ptr() % 64, n_bytes)
+class _Room:
+    """Memory for packed weights in large pages: with small ones a core reads a sixth less of it in a second.
+
+    Small matrices share a piece, so that no page is taken for a corner of it; a piece is freed with the last of them.
+    """
+
+    PIECE_BYTES = 1 << 25
+
+    def __init__(self) -> None:
+        self._left = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, n_bytes: int) -> Tensor:
+        """Returns memory that begins on the border of a cache line."""
+        padded = -(-n_bytes // 64) * 64
+        if padded > len(self._left):
+            if padded >= self.PIECE_BYTES:
+                return _large_pages(n_bytes)
+            self._left = _large_pages(self.PIECE_BYTES)
+        taken, self._left = self._left[:n_bytes], self._left[padded:]
+        return taken
+
+
+_room = _Room()
+
+
+def _large_pages(n_bytes: int) -> Tensor:
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _n_threads() -> int:

@@ -58,14 +58,27 @@ inline void write_position(const Store& s, int64_t block, int64_t head, int64_t 
         }
         return;
     }
-    if (s.numbers == KV_BF16) {
-        bf16* keys = (bf16*)(s.keys + base);
-        bf16* values = (bf16*)(s.values + base);
+    if (s.numbers == KV_BF16 && !s.is_tiled()) {
         for (int64_t h = 0; h < H; ++h) {
-            keys[key_place(s, slot, h)] = to_bf16(key[h]);
-            values[value_place(s, slot, h)] = to_bf16(value[h]);
-            // The other half of a pair must be a number, for it is multiplied by 0 until it is written.
-            if (s.is_tiled() && slot % 2 == 0) values[value_place(s, slot + 1, h)] = 0;
+            ((bf16*)(s.keys + base))[slot * H + h] = to_bf16(key[h]);
+            ((bf16*)(s.values + base))[slot * H + h] = to_bf16(value[h]);
+        }
+        return;
+    }
+    if (s.numbers == KV_BF16) {
+        const __m256i rows = _mm256_setr_epi32(0, TILE, 2 * TILE, 3 * TILE, 4 * TILE, 5 * TILE, 6 * TILE, 7 * TILE);
+        const __m512i low = _mm512_set1_epi32(0xffff);
+        for (int64_t h = 0; h < H; h += LANES) {
+            const __m256i pairs = to_bf16(_mm512_loadu_ps(key + h));  // eight pairs of channels, a tile's row apart
+            bf16* keys = (bf16*)(s.keys + base) + key_place(s, slot, h);
+            _mm256_i32scatter_epi32(keys, rows, pairs, 4);
+            // A value shares its four bytes with its neighbour's. The second of a pair must be a number, for it is
+            // multiplied by 0 until it is written.
+            __m512i* values = (__m512i*)((bf16*)(s.values + base) + value_place(s, slot / 2 * 2, h));
+            const __m512i wide = _mm512_cvtepu16_epi32(to_bf16(_mm512_loadu_ps(value + h)));
+            if (slot % 2 == 0) _mm512_storeu_si512(values, wide);
+            else _mm512_storeu_si512(values, _mm512_or_si512(_mm512_and_si512(_mm512_loadu_si512(values), low),
+                                                             _mm512_slli_epi32(wide, 16)));
         }
         return;
     }
@@ -160,10 +173,18 @@ void attend(const Store& s, const int32_t* blocks, int64_t head, const uint8_t* 
     for (int64_t t = 0; t * TILE < most_seen; ++t) {
         const int64_t n_here = std::min<int64_t>(TILE, most_seen - t * TILE);
         const Tile tile = tile_of(s, blocks, head, t, n_here, room);
+        const bool has_next = s.is_tiled() && (t + 1) * TILE < most_seen;  // what comes next is asked for in between
+        const int64_t ahead = has_next ? s.at(blocks[t + 1], head) : 0, lines = s.head_bytes() / 64;
         __m512 sums[M][2];
         for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = _mm512_setzero_ps();
         for (int64_t h = 0; h < H / WIDTH; ++h) {
             const __m512i left = step_at<NUMBERS>(tile.keys, 2 * h), right = step_at<NUMBERS>(tile.keys, 2 * h + 1);
+            if (has_next && 2 * h < lines) {
+                _mm_prefetch(s.keys + ahead + h * 128, _MM_HINT_T0);
+                _mm_prefetch(s.keys + ahead + h * 128 + 64, _MM_HINT_T0);
+                _mm_prefetch(s.values + ahead + h * 128, _MM_HINT_T0);
+                _mm_prefetch(s.values + ahead + h * 128 + 64, _MM_HINT_T0);
+            }
             for (int m = 0; m < M; ++m) {
                 const __m512i q = broadcast_pair(query[m] + h * 4);
                 sums[m][0] = multiply_add<NUMBERS>(sums[m][0], left, q);

@@ -1,14 +1,16 @@
 // One forward of the decoder over a flat batch: ids in, logits out, keys and values stored on the way.
 //
 // The same mathematics as puna/model/transformer.py, which is its twin. Sums and everything between the matrices are
-// float32; activations are rounded to what a matrix asks for (bfloat16 or int8) just before it. A layer is nine phases
-// that all threads go through together. Structures are laid out for Python's ctypes: see native.py.
+// float32; activations are rounded to what a matrix asks for (bfloat16 or int8) just before it. A layer is five phases
+// that all threads go through together, a few more where there are many rows. Structures are laid out for Python's ctypes: see native.py.
 #pragma once
 #include <cmath>
 #include <vector>
 #include "attention.h"
 #include "matmul.h"
 #include "team.h"
+
+constexpr int64_t SMALL_ROUTER = 1 << 17;  // weights of a router that is not worth a phase of its own
 
 struct Layer {
     const float* attention_norm;     // [D]
@@ -86,7 +88,7 @@ class Forward {
     void run(int n_threads) {
         prepare();
         together(n_threads, (size_t)m.n_layers * 16 + 8, [&](Member& team) {
-            embed(team);
+            team.each(T, [&](int64_t t) { embed(t); }, n_begin(0), [&](int64_t t) { begin(0, t); });
             for (int32_t i = 0; i < m.n_layers; ++i) layer(team, m.layers[i], i);
             logits(team);
         });
@@ -102,7 +104,7 @@ class Forward {
     struct Scratch {
         Rows<float> x, q, k, v, mixed, gate_up, shared_hidden, angles, normed, router;
         Rows<uint8_t> records, router_records, shared_records, hidden_records, shared_hidden_records, queries;
-        std::vector<const uint8_t*> record_at, router_record_at, shared_record_at, routed_at, hidden_at, shared_hidden_at, head_at;
+        std::vector<const uint8_t*> record_at, router_record_at, shared_record_at, routed_at, hidden_at, shared_hidden_at;
         std::vector<float*> x_at, q_at, k_at, v_at, gate_up_at, shared_gate_at, shared_up_at, target_at, router_at, logits_at;
         std::vector<float> temperatures, scores, row_scores;
         std::vector<int32_t> chosen, token_of_row;
@@ -124,13 +126,13 @@ class Forward {
             widest_shared = std::max<int64_t>(widest_shared, 2 * (int64_t)m.layers[i].shared_gate.n_out);
         }
         s.x.shape(T, m.width);
-        s.normed.shape(T, m.width);
+        s.normed.shape(std::max(T, b.n_wanted), m.width);
         s.q.shape(T, m.n_heads * H);
         s.k.shape(T, m.n_kv_heads * H);
         s.v.shape(T, m.n_kv_heads * H);
         s.mixed.shape(T, m.n_heads * padded(H, LANES));
         s.queries.shape(T, m.n_heads * padded(H, 2) * 4);
-        s.angles.shape(T, H);
+        s.angles.shape(T, 2 * H);
         s.gate_up.shape(R, widest_hidden);
         s.shared_hidden.shape(T, widest_shared);
         s.router.shape(T, std::max(1, m.n_experts));
@@ -152,6 +154,8 @@ class Forward {
         point(s.gate_up_at, s.gate_up, R);
         point(s.shared_gate_at, s.shared_hidden, T);
         point(s.router_at, s.router, T);
+        s.logits_at.resize(b.n_wanted);
+        for (int64_t i = 0; i < b.n_wanted; ++i) s.logits_at[i] = b.logits + i * (int64_t)m.head.n_out;
         s.temperatures.resize(T);
         s.scores.resize(R);
         s.row_scores.resize(R);
@@ -179,28 +183,45 @@ class Forward {
         }
     }
 
-    void embed(Member& team) {
-        team.each(T, [&](int64_t t) {
-            const int64_t D = m.width, H = m.head_dim, feature = b.feature_row ? b.feature_row[t] : -1;
-            float* x = s.x[t];
-            for (int64_t d = 0; d < D; d += LANES) {
-                const __mmask16 mask = lanes_below(D, d);
-                __m512 part;
-                if (feature >= 0) part = _mm512_maskz_loadu_ps(mask, b.features + feature * D + d);
-                else if (m.embedding_is_bf16)
-                    part = from_bf16(_mm256_maskz_loadu_epi16(mask, (const bf16*)m.embedding + b.ids[t] * D + d));
-                else part = _mm512_maskz_loadu_ps(mask, (const float*)m.embedding + b.ids[t] * D + d);
-                _mm512_storeu_ps(x + d, part);
-            }
-            // Angles are exact to ten million positions: an integer times a float32 frequency, in float64.
-            for (int64_t i = 0; i < H / 2; ++i) {
-                const double angle = (double)s.position[t] * (double)m.frequencies[i];
-                s.angles[t][2 * i] = (float)std::cos(angle);
-                s.angles[t][2 * i + 1] = (float)std::sin(angle);
-            }
-            s.temperatures[t] = m.floor_len
-                ? (float)(1 + m.temperature_scale * std::log1p((double)((s.position[t] + 1) / m.floor_len))) : 1.0f;
-        });
+    void embed(int64_t t) {
+        const int64_t D = m.width, H = m.head_dim, feature = b.feature_row ? b.feature_row[t] : -1;
+        for (int64_t d = 0; d < D; d += LANES) {
+            const __mmask16 mask = lanes_below(D, d);
+            __m512 part;
+            if (feature >= 0) part = _mm512_maskz_loadu_ps(mask, b.features + feature * D + d);
+            else if (m.embedding_is_bf16)
+                part = from_bf16(_mm256_maskz_loadu_epi16(mask, (const bf16*)m.embedding + b.ids[t] * D + d));
+            else part = _mm512_maskz_loadu_ps(mask, (const float*)m.embedding + b.ids[t] * D + d);
+            _mm512_storeu_ps(s.x[t] + d, part);
+        }
+        // Angles are exact to ten million positions: an integer times a float32 frequency, in float64. They are kept as
+        // `rotate` wants them: cosines twice each, then sines twice each, the first of them with the other sign.
+        for (int64_t i = 0; i < H / 2; ++i) {
+            const double angle = (double)s.position[t] * (double)m.frequencies[i];
+            s.angles[t][2 * i] = s.angles[t][2 * i + 1] = (float)std::cos(angle);
+            s.angles[t][H + 2 * i + 1] = (float)std::sin(angle);
+            s.angles[t][H + 2 * i] = -s.angles[t][H + 2 * i + 1];
+        }
+        s.temperatures[t] = m.floor_len
+            ? (float)(1 + m.temperature_scale * std::log1p((double)((s.position[t] + 1) / m.floor_len))) : 1.0f;
+    }
+
+    // What the layer of this number, or the head after the last one, reads: rows of normed numbers.
+    int64_t n_begin(int32_t number) const { return number < m.n_layers ? T : b.n_wanted; }
+
+    void begin(int32_t number, int64_t i) {
+        const bool is_layer = number < m.n_layers;
+        const float* x = s.x[is_layer ? i : b.wanted[i]];
+        rms_norm(x, is_layer ? m.layers[number].attention_norm : m.norm, m.norm_eps, m.width, s.normed[i]);
+        make_record(first_matrix(number).kind, s.normed[i], m.width, 1.0f, s.records[i]);
+    }
+
+    const Matrix& first_matrix(int32_t number) const { return number < m.n_layers ? m.layers[number].query : m.head; }
+
+    // A thread's first panel of a matrix, most likely.
+    static void expect(Member& team, const Matrix& w) {
+        const int64_t bytes = PANEL * block_bytes(w.kind, w.n_in), panel = std::min<int64_t>(team.id, n_panels(w) - 1);
+        team.expect(w.data + panel * bytes, std::min(bytes, matrix_bytes(w.kind, w.n_out, w.n_in) - panel * bytes));
     }
 
     static void rms_norm(const float* x, const float* gain, float eps, int64_t n, float* out) {
@@ -218,85 +239,86 @@ class Forward {
         }
     }
 
-    // Runs some products as one phase: their panels are its tasks.
-    template <int MODE, size_t N> static void products(Member& team, const Product (&list)[N]) {
+    // Runs some products as one phase, then rows and last as `Member::each` has them.
+    template <int MODE, size_t N, class Row, class Last>
+    static void products(Member& team, const Product (&list)[N], int64_t n_rows, Row&& row, Last&& last) {
         int64_t n_tasks = 0;
         for (const Product& p : list) n_tasks += n_panels(*p.w);
-        team.each(n_tasks, [&](int64_t i) {
+        const auto task = [&](int64_t i) {
             for (const Product& p : list) {
                 const int64_t n = n_panels(*p.w);
                 if (i < n) return panel<MODE>(*p.w, p.expert, i, p.n_rows, p.rows, p.out);
                 i -= n;
             }
-        });
+        };
+        team.each(n_tasks, task, n_rows, row, last);
+    }
+
+    template <int MODE, size_t N> static void products(Member& team, const Product (&list)[N]) {
+        products<MODE>(team, list, 0, [](int64_t) {}, [] {});
     }
 
     void layer(Member& team, const Layer& y, int32_t number) {
-        team.each(T, [&](int64_t t) {
-            rms_norm(s.x[t], y.attention_norm, m.norm_eps, m.width, s.normed[t]);
-            make_record(y.query.kind, s.normed[t], m.width, 1.0f, s.records[t]);
-        });
         products<SET>(team, {{&y.query, 0, T, s.record_at.data(), s.q_at.data()},
                              {&y.key, 0, T, s.record_at.data(), s.k_at.data()},
                              {&y.value, 0, T, s.record_at.data(), s.v_at.data()}});
-        remember(team, y);
+        expect(team, y.output);
         attention(team, y);
-        team.each(T, [&](int64_t t) {
-            make_record(y.output.kind, dense_heads(t), (int64_t)m.n_heads * m.head_dim, 1.0f, s.records[t]);
-        });
-        products<ADD>(team, {{&y.output, 0, T, s.record_at.data(), s.x_at.data()}});
+        expect(team, y.shared_gate);
         if (y.gate_up.data) experts(team, y, number);
-        else dense(team, y);
+        else dense(team, y, number);
     }
 
-    // The mixed values of all heads of one token, without the lanes that filled heads up.
-    float* dense_heads(int64_t t) {
+    // The mixed values of all heads of one token, without the lanes that filled heads up, as a record.
+    void record_heads(const Layer& y, int64_t t) {
         const int64_t H = m.head_dim, Hp = padded(H, LANES);
         if (H != Hp)
             for (int64_t n = 1; n < m.n_heads; ++n) std::memmove(s.mixed[t] + n * H, s.mixed[t] + n * Hp, H * 4);
-        return s.mixed[t];
+        make_record(y.output.kind, s.mixed[t], (int64_t)m.n_heads * H, 1.0f, s.records[t]);
     }
 
     void rotate(float* x, const float* angles) const {
-        for (int64_t i = 0; i < m.head_dim; i += 2) {
-            const float even = x[i], odd = x[i + 1], cosine = angles[i], sine = angles[i + 1];
-            x[i] = even * cosine - odd * sine;
-            x[i + 1] = even * sine + odd * cosine;
+        const int64_t H = m.head_dim;
+        for (int64_t i = 0; i < H; i += LANES) {
+            const __mmask16 mask = lanes_below(H, i);
+            const __m512 part = _mm512_maskz_loadu_ps(mask, x + i), swapped = _mm512_permute_ps(part, 0xb1);
+            const __m512 turned = _mm512_mul_ps(swapped, _mm512_maskz_loadu_ps(mask, angles + H + i));
+            _mm512_mask_storeu_ps(x + i, mask, _mm512_fmadd_ps(part, _mm512_maskz_loadu_ps(mask, angles + i), turned));
         }
     }
 
-    // Rotates and norms queries and keys, scales queries, stores keys and values.
-    void remember(Member& team, const Layer& y) {
-        const int64_t H = m.head_dim;
-        const std::vector<Piece>& pieces = y.is_chunked ? s.chunked : s.whole;
-        team.each(T, [&](int64_t t) {
-            for (int64_t n = 0; n < m.n_heads + m.n_kv_heads; ++n) {
-                const bool is_query = n < m.n_heads;
-                float* x = is_query ? s.q[t] + n * H : s.k[t] + (n - m.n_heads) * H;
-                if (y.uses_rope) {
-                    rotate(x, s.angles[t]);
-                    if (y.uses_qk_norm) rms_norm(x, nullptr, m.norm_eps, H, x);
-                } else if (is_query && y.uses_temperature) {
-                    for (int64_t h = 0; h < H; ++h) x[h] *= s.temperatures[t];
-                }
-                if (is_query) {
-                    uint8_t* query = s.queries[t] + n * padded(H, 2) * 4;
-                    if (y.store.numbers == KV_FP32) std::memcpy(query, x, H * 4);
-                    else for (int64_t h = 0; h < H; ++h) ((bf16*)query)[h] = to_bf16(x[h]);
-                }
+    // Rotates and norms one key head of a token and the queries that look at it, or scales these.
+    void turn(const Layer& y, int64_t t, int64_t head) {
+        const int64_t H = m.head_dim, G = m.n_heads / m.n_kv_heads;
+        for (int64_t n = 0; n <= G; ++n) {
+            const bool is_query = n < G;
+            const int64_t which = head * G + n;
+            float* x = is_query ? s.q[t] + which * H : s.k[t] + head * H;
+            if (y.uses_rope) {
+                rotate(x, s.angles[t]);
+                if (y.uses_qk_norm) rms_norm(x, nullptr, m.norm_eps, H, x);
+            } else if (is_query && y.uses_temperature) {
+                for (int64_t h = 0; h < H; ++h) x[h] *= s.temperatures[t];
             }
-        });
-        // By block, so that no two threads write into one line of memory: a piece's rows block after block.
-        const int64_t len = y.store.block_len;
-        team.each((int64_t)pieces.size() * m.n_kv_heads, [&](int64_t i) {
-            const Piece& piece = pieces[i / m.n_kv_heads];
-            const int64_t head = i % m.n_kv_heads;
-            const int32_t* blocks = blocks_of(piece, y);
-            for (int64_t r = 0; r < piece.n_rows; ++r) {
-                const int64_t offset = piece.first_position + r - piece.base, row = piece.first_row + r;
-                write_position(y.store, blocks[offset / len], head, offset % len, s.k[row] + head * H, s.v[row] + head * H);
-            }
-        });
+            if (!is_query) continue;
+            uint8_t* query = s.queries[t] + which * padded(H, 2) * 4;
+            if (y.store.numbers == KV_FP32) std::memcpy(query, x, H * 4);
+            else
+                for (int64_t h = 0; h < H; h += LANES) {
+                    const __mmask16 mask = lanes_below(H, h);
+                    _mm256_mask_storeu_epi16((bf16*)query + h, mask, to_bf16(_mm512_maskz_loadu_ps(mask, x + h)));
+                }
+        }
+    }
+
+    // Stores keys and values of one head of a piece.
+    void remember(const Layer& y, const Piece& piece, int64_t head) {
+        const int64_t H = m.head_dim, len = y.store.block_len;
+        const int32_t* blocks = blocks_of(piece, y);
+        for (int64_t r = 0; r < piece.n_rows; ++r) {
+            const int64_t offset = piece.first_position + r - piece.base, row = piece.first_row + r;
+            write_position(y.store, blocks[offset / len], head, offset % len, s.k[row] + head * H, s.v[row] + head * H);
+        }
     }
 
     static const int32_t* blocks_of(const Piece& piece, const Layer& y) {
@@ -306,30 +328,49 @@ class Forward {
 
     void attention(Member& team, const Layer& y) {
         const std::vector<Piece>& pieces = y.is_chunked ? s.chunked : s.whole;
-        const int64_t G = m.n_heads / m.n_kv_heads, H = m.head_dim, Hp = padded(H, LANES);
-        int64_t n_tasks = 0;  // the queries of one key head of a piece, eight by eight
-        for (const Piece& p : pieces) n_tasks += (p.n_rows * G + MOST_QUERIES - 1) / MOST_QUERIES * m.n_kv_heads;
-        team.each(n_tasks, [&](int64_t i) {
-            const Piece* p = pieces.data();
-            int64_t n = 0;
-            for (;; ++p, i -= n) {
-                n = (p->n_rows * G + MOST_QUERIES - 1) / MOST_QUERIES * m.n_kv_heads;
-                if (i < n) break;
-            }
-            // The last queries see the most, so they come first.
-            const int64_t head = i % m.n_kv_heads, eight = n / m.n_kv_heads - 1 - i / m.n_kv_heads;
-            const uint8_t* query[MOST_QUERIES];
-            int64_t seen[MOST_QUERIES];
-            float* out[MOST_QUERIES];
-            int count = 0;
-            for (int64_t j = eight * MOST_QUERIES; j < std::min(p->n_rows * G, (eight + 1) * MOST_QUERIES); ++j, ++count) {
-                const int64_t r = j / G, row = p->first_row + r, which = head * G + j % G;
-                query[count] = s.queries[row] + which * padded(H, 2) * 4;
-                seen[count] = p->first_position + r - p->base + 1;
-                out[count] = s.mixed[row] + which * Hp;
-            }
-            attend_some(count, y.store, blocks_of(*p, y), head, query, seen, out, room);
+        const int64_t K = m.n_kv_heads, n_pieces = (int64_t)pieces.size();
+        const auto record = [&](int64_t t) { record_heads(y, t); };
+        if (n_pieces == T) {  // single tokens: all that one head does is one task
+            const auto task = [&](int64_t i) {
+                const Piece& piece = pieces[i / K];
+                turn(y, piece.first_row, i % K);
+                remember(y, piece, i % K);
+                for (int64_t eight = 0; eight < n_eights(piece); ++eight) look(y, piece, i % K, eight);
+            };
+            return team.each(n_pieces * K, task, T, record);
+        }
+        team.each(T, [&](int64_t t) {
+            for (int64_t head = 0; head < K; ++head) turn(y, t, head);
         });
+        team.each(n_pieces * K, [&](int64_t i) { remember(y, pieces[i / K], i % K); });
+        int64_t n_tasks = 0;
+        for (const Piece& p : pieces) n_tasks += n_eights(p) * K;
+        const auto task = [&](int64_t i) {
+            const Piece* p = pieces.data();
+            for (; i >= n_eights(*p) * K; ++p) i -= n_eights(*p) * K;
+            look(y, *p, i % K, n_eights(*p) - 1 - i / K);  // the last queries see the most, so they come first
+        };
+        team.each(n_tasks, task, T, record);
+    }
+
+    // A piece's queries for one key head are worked on by eights.
+    int64_t n_eights(const Piece& piece) const {
+        return (piece.n_rows * (m.n_heads / m.n_kv_heads) + MOST_QUERIES - 1) / MOST_QUERIES;
+    }
+
+    void look(const Layer& y, const Piece& piece, int64_t head, int64_t eight) {
+        const int64_t G = m.n_heads / m.n_kv_heads, H = m.head_dim, Hp = padded(H, LANES);
+        const uint8_t* query[MOST_QUERIES];
+        int64_t seen[MOST_QUERIES];
+        float* out[MOST_QUERIES];
+        int count = 0;
+        for (int64_t j = eight * MOST_QUERIES; j < std::min(piece.n_rows * G, (eight + 1) * MOST_QUERIES); ++j, ++count) {
+            const int64_t r = j / G, row = piece.first_row + r, which = head * G + j % G;
+            query[count] = s.queries[row] + which * padded(H, 2) * 4;
+            seen[count] = piece.first_position + r - piece.base + 1;
+            out[count] = s.mixed[row] + which * Hp;
+        }
+        attend_some(count, y.store, blocks_of(piece, y), head, query, seen, out, room);
     }
 
     // silu(gate) * up of one row; gate and up lie one after the other.
@@ -343,61 +384,78 @@ class Forward {
         }
     }
 
-    void dense(Member& team, const Layer& y) {
+    void dense(Member& team, const Layer& y, int32_t number) {
         const int64_t F = y.shared_gate.n_out;
-        team.each(T, [&](int64_t t) {
+        const auto read = [&](int64_t t) {
             rms_norm(s.x[t], y.feed_forward_norm, m.norm_eps, m.width, s.normed[t]);
             make_record(y.shared_gate.kind, s.normed[t], m.width, 1.0f, s.shared_records[t]);
-            if (t == 0) point(s.shared_up_at, s.shared_hidden, T, F);
-        });
+        };
+        products<ADD>(team, {{&y.output, 0, T, s.record_at.data(), s.x_at.data()}}, T, read,
+                      [&] { point(s.shared_up_at, s.shared_hidden, T, F); });
+        expect(team, y.shared_down);
         products<SET>(team, {{&y.shared_gate, 0, T, s.shared_record_at.data(), s.shared_gate_at.data()},
-                             {&y.shared_up, 0, T, s.shared_record_at.data(), s.shared_up_at.data()}});
-        team.each(T, [&](int64_t t) {
-            gate(s.shared_hidden[t], F, 1.0f);
-            make_record(y.shared_down.kind, s.shared_hidden[t], F, 1.0f, s.shared_hidden_records[t]);
-        });
-        products<ADD>(team, {{&y.shared_down, 0, T, s.shared_hidden_at.data(), s.x_at.data()}});
+                             {&y.shared_up, 0, T, s.shared_record_at.data(), s.shared_up_at.data()}},
+                      T, [&](int64_t t) { mix_shared(y, t); }, [] {});
+        expect(team, first_matrix(number + 1));
+        products<ADD>(team, {{&y.shared_down, 0, T, s.shared_hidden_at.data(), s.x_at.data()}}, n_begin(number + 1),
+                      [&](int64_t i) { begin(number + 1, i); }, [] {});
+    }
+
+    void mix_shared(const Layer& y, int64_t t) {
+        gate(s.shared_hidden[t], y.shared_gate.n_out, 1.0f);
+        make_record(y.shared_down.kind, s.shared_hidden[t], y.shared_gate.n_out, 1.0f, s.shared_hidden_records[t]);
     }
 
     void experts(Member& team, const Layer& y, int32_t number) {
-        const int64_t F = y.gate_up.n_out / 2, Fs = y.shared_gate.n_out, k = m.n_active_experts;
-        team.each(T, [&](int64_t t) {
+        const int64_t F = y.gate_up.n_out / 2, k = m.n_active_experts;
+        const bool is_small = (int64_t)y.router.n_out * y.router.n_in <= SMALL_ROUTER;
+        const auto read = [&](int64_t t) {
             rms_norm(s.x[t], y.feed_forward_norm, m.norm_eps, m.width, s.normed[t]);
             make_record(y.router.kind, s.normed[t], m.width, 1.0f, s.router_records[t]);
             make_record(y.shared_gate.kind, s.normed[t], m.width, 1.0f, s.shared_records[t]);
             if (y.gate_up.kind != y.shared_gate.kind) make_record(y.gate_up.kind, s.normed[t], m.width, 1.0f, s.records[t]);
-            if (t == 0) point(s.shared_up_at, s.shared_hidden, T, Fs);
-        });
-        products<SET>(team, {{&y.router, 0, T, s.router_record_at.data(), s.router_at.data()}});
-        team.each(1, [&](int64_t) { route(y, number); });
-        // The score of an expert multiplies its input; its first matrix is linear, so here it multiplies the product.
+            for (int64_t i = 0; is_small && i < n_panels(y.router); ++i)
+                panel<SET>(y.router, 0, i, 1, &s.router_record_at[t], &s.router_at[t]);
+        };
+        const auto choose = [&] {
+            point(s.shared_up_at, s.shared_hidden, T, y.shared_gate.n_out);
+            route(y, number);
+        };
+        const Product output = {&y.output, 0, T, s.record_at.data(), s.x_at.data()};
+        if (is_small) products<ADD>(team, {output}, T, read, choose);
+        else {
+            products<ADD>(team, {output}, T, read, [] {});
+            products<SET>(team, {{&y.router, 0, T, s.router_record_at.data(), s.router_at.data()}}, 0, [](int64_t) {}, choose);
+        }
+        expect(team, y.shared_down);
         const int64_t n_routed = n_panels(y.gate_up), n_shared = n_panels(y.shared_gate);
-        team.each((int64_t)s.active.size() * n_routed + 2 * n_shared, [&](int64_t i) {
+        const auto task = [&](int64_t i) {
             if (i < 2 * n_shared) {
                 const bool is_gate = i < n_shared;
                 return panel<SET>(is_gate ? y.shared_gate : y.shared_up, 0, i % n_shared, T, s.shared_record_at.data(),
                                   is_gate ? s.shared_gate_at.data() : s.shared_up_at.data());
             }
-            const int64_t e = s.active[(i - 2 * n_shared) / n_routed], begin = s.expert_begins[e];
-            panel<SET>(y.gate_up, e, (i - 2 * n_shared) % n_routed, s.expert_begins[e + 1] - begin,
-                       s.routed_at.data() + begin, s.gate_up_at.data() + begin);
-        });
-        team.each(T + T * k, [&](int64_t i) {
-            if (i < T) {
-                gate(s.shared_hidden[i], Fs, 1.0f);
-                return make_record(y.shared_down.kind, s.shared_hidden[i], Fs, 1.0f, s.shared_hidden_records[i]);
-            }
+            const int64_t e = s.active[(i - 2 * n_shared) / n_routed], first = s.expert_begins[e];
+            panel<SET>(y.gate_up, e, (i - 2 * n_shared) % n_routed, s.expert_begins[e + 1] - first,
+                       s.routed_at.data() + first, s.gate_up_at.data() + first);
+        };
+        const auto mix = [&](int64_t i) {
+            if (i < T) return mix_shared(y, i);
+            // The score of an expert multiplies its input; what is linear in that is multiplied here instead.
             gate(s.gate_up[i - T], F, s.row_scores[i - T]);
             make_record(y.down.kind, s.gate_up[i - T], F, 1.0f, s.hidden_records[i - T]);
-        });
+        };
+        team.each((int64_t)s.active.size() * n_routed + 2 * n_shared, task, T + T * k, mix);
+        expect(team, first_matrix(number + 1));
         // A task owns some outputs of all tokens: each token's sum is shared expert first, then routed ones by number.
-        team.each(n_panels(y.shared_down), [&](int64_t i) {
+        const auto add = [&](int64_t i) {
             panel<ADD>(y.shared_down, 0, i, T, s.shared_hidden_at.data(), s.x_at.data());
             for (const int64_t e : s.active) {
-                const int64_t begin = s.expert_begins[e], n = s.expert_begins[e + 1] - begin;
-                panel<ADD>(y.down, e, i, n, s.hidden_at.data() + begin, s.target_at.data() + begin);
+                const int64_t first = s.expert_begins[e], n = s.expert_begins[e + 1] - first;
+                panel<ADD>(y.down, e, i, n, s.hidden_at.data() + first, s.target_at.data() + first);
             }
-        });
+        };
+        team.each(n_panels(y.shared_down), add, n_begin(number + 1), [&](int64_t i) { begin(number + 1, i); });
     }
 
     // Chooses each token's experts and groups their rows by expert, in the order of the tokens.
@@ -433,16 +491,5 @@ class Forward {
         }
     }
 
-    void logits(Member& team) {
-        team.each(b.n_wanted, [&](int64_t r) {
-            const int64_t t = b.wanted[r];
-            rms_norm(s.x[t], m.norm, m.norm_eps, m.width, s.normed[r]);
-            make_record(m.head.kind, s.normed[r], m.width, 1.0f, s.records[r]);
-            if (r == 0) {
-                s.logits_at.resize(b.n_wanted);
-                for (int64_t i = 0; i < b.n_wanted; ++i) s.logits_at[i] = b.logits + i * (int64_t)m.head.n_out;
-            }
-        });
-        products<SET>(team, {{&m.head, 0, b.n_wanted, s.record_at.data(), s.logits_at.data()}});
-    }
+    void logits(Member& team) { products<SET>(team, {{&m.head, 0, b.n_wanted, s.record_at.data(), s.logits_at.data()}}); }
 };

@@ -14,10 +14,10 @@ enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 enum Mode : int32_t { SET = 0, ADD = 1 };  // what a product does with what is there
 
 constexpr int GROUP = 32;         // inputs that share a scale; every `in` is filled up with zeros to a multiple of it
-constexpr int AHEAD = 4096;        // bytes that are asked for before they are needed, where memory is what one waits for
+constexpr int AHEAD = 3072;        // bytes that are asked for before they are needed, where few rows wait for memory
 constexpr int PANEL = 4;          // blocks of 16 outputs that are worked on together
 constexpr int MOST_ROWS = 6;      // rows of a tile of floats: 6 x 4 sums, 4 weights and 1 activation fill the registers
-constexpr int MOST_INT_ROWS = 8;  // rows of a tile of integers
+constexpr int MOST_INT_ROWS = 8;  // rows of a tile of integers, over one block
 constexpr int64_t INT4_CODES = GROUP * LANES / 2;  // bytes of one group of a block
 constexpr int64_t INT4_PAIR = 2 * INT4_CODES + 2 * LANES * 2;  // two groups' codes and then their scales: one stream
 constexpr int64_t IN_BLOCK = 2048;  // inputs of a float panel at once: 64 x 2048 x 2 bytes stay in the second cache
@@ -105,7 +105,7 @@ void float_tile(const uint8_t* const* rows, const uint8_t* block, int64_t bytes,
         __m512i w[NB];
         for (int j = 0; j < NB; ++j) {
             w[j] = _mm512_load_si512(block + j * bytes + i * 64);
-            if (MR <= 2) _mm_prefetch(block + j * bytes + i * 64 + 1024, _MM_HINT_T0);
+            if (MR <= 2) _mm_prefetch(block + j * bytes + i * 64 + AHEAD, _MM_HINT_T0);
         }
         for (int m = 0; m < MR; ++m) {
             const __m512i x = broadcast_pair(a[m] + i * 4);
@@ -123,34 +123,27 @@ void float_tile(const uint8_t* const* rows, const uint8_t* block, int64_t bytes,
 // by way of the record's sums.
 template <int KIND, int MODE, int MR>
 void int_tile(const uint8_t* const* rows, const uint8_t* block, int64_t in, float* const* out, __mmask16 mask) {
-    constexpr int STEPS = GROUP / 4;
+    constexpr int STEPS = GROUP / 4, LINES = KIND == INT4 ? 5 : 8;
     constexpr int OFFSET = KIND == INT4 ? 8 : 128;
     const int64_t n_groups = in / GROUP;
     __m512 sums[MR];
     for (int m = 0; m < MR; ++m) sums[m] = _mm512_setzero_ps();
-    const uint8_t* scales = block + in * LANES;  // of int8
     const __m512i low = _mm512_set1_epi8(15);
     for (int64_t g = 0; g < n_groups; ++g) {
+        const uint8_t* pair = block + g / 2 * INT4_PAIR;
+        const uint8_t* codes = KIND == INT4 ? pair + g % 2 * INT4_CODES : block + g * GROUP * LANES;
+        for (int i = 0; MR <= 4 && i < LINES; ++i) _mm_prefetch(codes + i * 64 + AHEAD, _MM_HINT_T0);
         __m512i w[STEPS];
         __m512 scale = _mm512_setzero_ps();
         if (KIND == INT4) {
-            const uint8_t* pair = block + g / 2 * INT4_PAIR;
-            const uint8_t* codes = pair + g % 2 * INT4_CODES;
-            if (MR <= 2) {
-                for (int j = 0; j < 5; ++j) _mm_prefetch(codes + j * 64 + AHEAD, _MM_HINT_T0);
-            }
-            for (int j = 0; j < STEPS / 2; ++j) {
-                const __m512i both = _mm512_load_si512(codes + j * 64);
-                w[2 * j] = _mm512_and_si512(both, low);
-                w[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+            for (int i = 0; i < STEPS / 2; ++i) {
+                const __m512i both = _mm512_load_si512(codes + i * 64);
+                w[2 * i] = _mm512_and_si512(both, low);
+                w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
             }
             scale = from_bf16(_mm256_load_si256((const __m256i*)(pair + 2 * INT4_CODES + g % 2 * LANES * 2)));
         } else {
-            const uint8_t* codes = block + g * GROUP * LANES;
-            for (int j = 0; j < STEPS; ++j) {
-                w[j] = _mm512_load_si512(codes + j * 64);
-                if (MR <= 2) _mm_prefetch(codes + j * 64 + AHEAD, _MM_HINT_T0);
-            }
+            for (int i = 0; i < STEPS; ++i) w[i] = _mm512_load_si512(codes + i * 64);
         }
         for (int m = 0; m < MR; ++m) {
             const uint8_t* x = rows[m] + g * GROUP;
@@ -158,9 +151,9 @@ void int_tile(const uint8_t* const* rows, const uint8_t* block, int64_t in, floa
             const int32_t* x_sums = (const int32_t*)(x_scales + n_groups);
             __m512i even = _mm512_set1_epi32(-OFFSET * x_sums[g]);
             __m512i odd = _mm512_setzero_si512();
-            for (int j = 0; j < STEPS; j += 2) {
-                even = _mm512_dpbusd_epi32(even, w[j], broadcast_pair(x + 4 * j));
-                odd = _mm512_dpbusd_epi32(odd, w[j + 1], broadcast_pair(x + 4 * j + 4));
+            for (int i = 0; i < STEPS; i += 2) {
+                even = _mm512_dpbusd_epi32(even, w[i], broadcast_pair(x + 4 * i));
+                odd = _mm512_dpbusd_epi32(odd, w[i + 1], broadcast_pair(x + 4 * i + 4));
             }
             const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
             __m512 factor = _mm512_set1_ps(x_scales[g]);
@@ -169,7 +162,7 @@ void int_tile(const uint8_t* const* rows, const uint8_t* block, int64_t in, floa
         }
     }
     for (int m = 0; m < MR; ++m) {
-        if (KIND == INT8) sums[m] = _mm512_mul_ps(sums[m], _mm512_load_ps((const float*)scales));
+        if (KIND == INT8) sums[m] = _mm512_mul_ps(sums[m], _mm512_load_ps((const float*)(block + in * LANES)));
         put<MODE>(out[m], mask, sums[m]);
     }
 }
