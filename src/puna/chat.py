@@ -355,6 +355,11 @@ class Assistant:
         """Returns the logits float32 [T V] behind each of `ids`; `tiles` [I 3 S S] belong to the patch ids in order."""
         return score(self.model, ids, tiles)
 
+    @property
+    def engine(self) -> Engine:
+        """The engine that answers, for ids and events as they are. Step it only while nobody else uses the model."""
+        return self._engine.engine
+
     @cached_property
     def _engine(self) -> SharedEngine:
         engine = Engine(

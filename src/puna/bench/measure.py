@@ -22,10 +22,9 @@ from puna.chat import Assistant
 from puna.engine.engine import Engine
 from puna.engine.request import Request, Sampling
 from puna.errors import ConfigError
-from puna.model.transformer import Llama
 
 DECODE_STEPS = 32
-"""Tokens that each sequence gets in one timed run of decoding."""
+"""Tokens that each sequence gets in one timed run of decoding, on average."""
 
 DEFAULT_CASES = (
     "prefill_512",
@@ -106,7 +105,7 @@ def measure(
     progress("loading")
     begin = clock()
     assistant = load()
-    engine = Engine(assistant.model)
+    engine = assistant.engine
     _prefill(engine, [[assistant.config.bos_id]], temperature)
     load_seconds = clock() - begin
     llama, config = assistant.model, assistant.config
@@ -126,7 +125,7 @@ def measure(
     )
     weights = work.weight_bytes(llama)
     figures = {
-        f"{each.name}_tok_s": Figure(samples=rates, floor=_floor(llama, weights, limits, each))
+        f"{each.name}_tok_s": Figure(samples=rates, floor=_floor(engine, weights, limits, each))
         for each, rates in samples.items()
     }
     figures["load_s"] = Figure(samples=(load_seconds,), more_is_better=False)
@@ -190,7 +189,7 @@ def _decode(engine: Engine, prompts: Sequence[Sequence[int]], temperature: float
     while unread:
         unread -= {event.request_id for event in engine.step()}
     begin, n_tokens = clock(), 0
-    for _ in range(DECODE_STEPS):
+    while n_tokens < DECODE_STEPS * len(prompts):  # a step gives more where the engine guesses tokens right
         n_tokens += len(engine.step())
     seconds = clock() - begin
     for request in requests:
@@ -199,12 +198,12 @@ def _decode(engine: Engine, prompts: Sequence[Sequence[int]], temperature: float
 
 
 def _most_new_tokens(batch: int) -> int:
-    """Returns a bound that no sequence reaches: those read first go on while the others are read."""
+    """Returns enough for all to go on to the end of a run: those read first go on while the others are read."""
     return DECODE_STEPS + batch + 1
 
 
-def _floor(llama: Llama, weights: dict[str, int], limits: work.Limits, each: Case) -> float:
+def _floor(engine: Engine, weights: dict[str, int], limits: work.Limits, each: Case) -> float:
+    config = engine.model.config
     if each.batch is None:
-        return work.prefill_floor(llama.config, weights, limits, each.context)
-    element_bytes = llama.embedding.weight.dtype.itemsize
-    return work.decode_floor(llama.config, weights, limits, each.batch, each.context, element_bytes)
+        return work.prefill_floor(config, weights, limits, each.context)
+    return work.decode_floor(config, weights, limits, each.batch, each.context, engine.cache.dtype.itemsize)
