@@ -142,6 +142,19 @@ def test_texts_that_share_a_prefix_run_together_where_they_would_not_fit_apart()
         assert taken(plan.plan()) == ([(1, 1), (2, 2)] if is_shared else [(1, 1)])
 
 
+def test_texts_that_begin_alike_read_their_beginning_once() -> None:
+    plan = scheduler(max_step_tokens=10)
+    for number, n_ids in ((1, 25), (2, 27), (3, 3), (4, 26)):
+        plan.wait(text(number, n_ids, first=None if number == 3 else 0))
+    read: dict[int, int] = {}
+    for _ in range(9):
+        turns = plan.plan()
+        for number, n_new in taken(turns):
+            read[number] = read.get(number, 0) + (0 if number in read and n_new == 1 else n_new)
+        settle(plan, turns)
+    assert read == {1: 25, 2: 3, 3: 3, 4: 2}
+
+
 def test_a_text_reads_on_chunk_by_chunk_where_blocks_are_short() -> None:
     plan = scheduler(Counts(30, 4))
     plan.wait(text(1, 29))

@@ -271,6 +271,10 @@ class Blocks:
             del rooms["chunked"]
         return min(rooms.values(), default=None)
 
+    def remembered(self, keys: Sequence[bytes]) -> int:
+        """Returns how many blocks of a text need not be read, those in the spill included."""
+        return self._n_remembered(keys, spilled=True)
+
     def shared(self, keys: Sequence[bytes]) -> Counts:
         """Returns how many blocks `open` would share with others that hold them."""
         n = self._n_remembered(keys, spilled=False)

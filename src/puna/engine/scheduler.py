@@ -113,10 +113,14 @@ class Scheduler:
         return budget - min(budget // 2, asked)
 
     def _start(self) -> None:
-        """Starts waiting sequences by rank, while there is room; who outranks a running one takes its place."""
-        while self.waiting:
-            sequence = self.waiting[0]
+        """Starts waiting sequences by rank, while there is room; who outranks a running one takes its place.
+
+        A text that begins like one that is just being read lets that read first, and others overtake.
+        """
+        for sequence in list(self.waiting):
             n_samples = len(sequence.samplers)
+            if self._is_being_read(sequence):
+                continue
             is_last = not self.running or self.running[-1].rank < sequence.rank
             if is_last and not self._has_room(sequence):
                 return
@@ -133,6 +137,19 @@ class Scheduler:
                 self.n_prompt_tokens += len(sequence.ids)
                 self.n_cached_tokens += sequence.n_cached
             self.join(sequence)
+
+    def _is_being_read(self, sequence: Sequence) -> bool:
+        """Says whether the first block that a text would have to read is one that a higher-ranked text reads next."""
+        block_len = self.blocks.layout.block_len
+        keys = sequence.keys(len(sequence.ids), block_len)
+        n = self.blocks.remembered(keys)
+        return n < (len(sequence.ids) - 1) // block_len and any(
+            other.n_unread > 1
+            and other.rank < sequence.rank
+            and other.table.length < (n + 1) * block_len
+            and keys[n] in other.keys(len(other.ids), block_len)[n : n + 1]
+            for other in self.running
+        )
 
     def _has_room(self, sequence: Sequence) -> bool:
         """Says whether a sequence can read all it knows beside those that run, with a block for everybody to go on.
