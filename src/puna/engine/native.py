@@ -130,6 +130,8 @@ class NativeRunner:
 
     def _store(self, layer: int) -> native.Store:
         stored = self._cache.stored(layer)
+        native.use_large_pages(stored.keys)
+        native.use_large_pages(stored.values)
         return native.Store(
             keys=stored.keys.data_ptr(),
             values=stored.values.data_ptr(),

@@ -7,7 +7,6 @@ Everything has a plain twin: `quantized.linear_plain`, `quantized.routed_experts
 """
 
 import ctypes
-import mmap
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Literal, NamedTuple
@@ -218,6 +217,11 @@ def forward(model: Model, batch: Batch, *, layer_bytes: int) -> None:
     _loaded().puna_forward(ctypes.byref(model), ctypes.byref(batch), 1 if is_little else _n_threads())
 
 
+def use_large_pages(memory: Tensor) -> None:
+    """Asks the system for large pages, in memory that nobody has written yet. It may decline; nothing else changes."""
+    _loaded().puna_large_pages(memory.data_ptr(), memory.nbytes)
+
+
 def _grouped_linear(x: Tensor, weight: Packed, begins: Tensor) -> Tensor:
     rows = x.detach().float().contiguous()
     out = torch.empty(rows.shape[0], weight.n_out)
@@ -260,8 +264,8 @@ class _Room:
         padded = -(-n_bytes // 64) * 64
         if padded > len(self._left):
             if padded >= self.PIECE_BYTES:
-                return _large_pages(n_bytes)
-            self._left = _large_pages(self.PIECE_BYTES)
+                return _aligned(n_bytes)
+            self._left = _aligned(self.PIECE_BYTES)
         taken, self._left = self._left[:n_bytes], self._left[padded:]
         return taken
 
@@ -269,11 +273,10 @@ class _Room:
 _room = _Room()
 
 
-def _large_pages(n_bytes: int) -> Tensor:
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+def _aligned(n_bytes: int) -> Tensor:
+    room = torch.empty(n_bytes + 64, dtype=torch.uint8)
+    use_large_pages(room)
+    return room.narrow(0, -room.data_ptr() % 64, n_bytes)
 
 
 def _n_threads() -> int:
@@ -302,6 +305,7 @@ def _library() -> ctypes.CDLL | None:
         "puna_linear": ((POINTER(Matrix), pointer, number, pointer, count), None),
         "puna_grouped_linear": ((POINTER(Matrix), pointer, pointer, pointer, count), None),
         "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),
+        "puna_large_pages": ((pointer, number), None),
         "puna_struct_bytes": ((count,), number),
     }
     for name, (arguments, result) in signatures.items():

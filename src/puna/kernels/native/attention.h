@@ -180,10 +180,10 @@ void attend(const Store& s, const int32_t* blocks, int64_t head, const uint8_t* 
         for (int64_t h = 0; h < H / WIDTH; ++h) {
             const __m512i left = step_at<NUMBERS>(tile.keys, 2 * h), right = step_at<NUMBERS>(tile.keys, 2 * h + 1);
             if (has_next && 2 * h < lines) {
-                _mm_prefetch(s.keys + ahead + h * 128, _MM_HINT_T0);
-                _mm_prefetch(s.keys + ahead + h * 128 + 64, _MM_HINT_T0);
-                _mm_prefetch(s.values + ahead + h * 128, _MM_HINT_T0);
-                _mm_prefetch(s.values + ahead + h * 128 + 64, _MM_HINT_T0);
+                _mm_prefetch(s.keys + ahead + h * 128, _MM_HINT_T1);
+                _mm_prefetch(s.keys + ahead + h * 128 + 64, _MM_HINT_T1);
+                _mm_prefetch(s.values + ahead + h * 128, _MM_HINT_T1);
+                _mm_prefetch(s.values + ahead + h * 128 + 64, _MM_HINT_T1);
             }
             for (int m = 0; m < M; ++m) {
                 const __m512i q = broadcast_pair(query[m] + h * 4);
