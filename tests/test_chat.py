@@ -14,8 +14,11 @@ import puna
 from puna.chat import Assistant, ChatOptions, Options, Piece, Timings, Usage, _answer, load
 from puna.engine.request import TokenLogprobs
 from puna.errors import ConfigError, DeviceError, PromptError
+from puna.kernels.formats import Fp8
 from puna.model.mask import Packed
 from puna.prompt.message import Message, TextPart, Tool, ToolCall
+from puna.quant import swap
+from puna.weights import compressed
 from tests.reference.tiny import random_model, tiny_config, write_tiny_checkpoint
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -251,6 +254,32 @@ def test_load_makes_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
     assert model.logits([1, 2]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("quantize", ["int8", "fp8"])
+def test_every_small_format_answers_in_every_dtype(quantize: swap.Format, dtype: str | None, tmp_path: Path) -> None:
+    small = load(write_tiny_checkpoint(tmp_path / "tiny"), device="cpu", dtype=dtype, quantize=quantize)
+    assert isinstance(small.model.head, swap.SmallLinear)
+    assert small.logits([1, 2]).isfinite().all()
+    assert isinstance(small.chat(HELLO, max_new_tokens=3), Message)
+
+
+def test_a_format_that_does_not_fit_a_model_is_refused_with_the_parameter(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mlp.down.weight: int4: 48 columns are not a multiple of 32; use int8"):
+        load(write_tiny_checkpoint(tmp_path / "tiny"), device="cpu", quantize="int4")
+
+
+def test_small_numbers_on_disk_stay_small_unless_a_dtype_is_asked_for(tmp_path: Path) -> None:
+    wide, policy = write_tiny_checkpoint(tmp_path / "tiny"), swap.Policy(to="fp8")
+    compressed.save_compressed(wide, tmp_path / "fp8", Fp8, policy.shrink, policy.covers)
+    kept, written_out = load(tmp_path / "fp8", device="cpu"), load(tmp_path / "fp8", device="cpu", dtype="float32")
+    assert isinstance(kept.model.head.weight, Fp8)
+    assert not isinstance(written_out.model.head.weight, Fp8)
+    # the same numbers, multiplied by another kernel where there is one: rounding of float32
+    torch.testing.assert_close(kept.logits([1, 2, 3]), written_out.logits([1, 2, 3]), rtol=1e-4, atol=1e-4)
+    again = load(tmp_path / "fp8", device="cpu", quantize="int8")
+    assert not isinstance(again.model.head.weight, Fp8)
+
+
 def test_a_foreign_tokenizer_is_refused(assistant: Assistant) -> None:
     with pytest.raises(ConfigError, match="tokenizer has 271 tokens, the model 64"):
         Assistant(random_model(tiny_config()), assistant.tokenizer)
@@ -357,9 +386,7 @@ def test_beside_tools_a_schema_is_for_answers_that_are_no_calls(roomy: Assistant
     pytest.importorskip("llguidance")
     kinds = set()
     for seed in range(8):
-        message = roomy.chat(
-            HELLO, [TOOL], json_schema={"enum": [7]}, seed=seed, temperature=1.0, max_new_tokens=200
-        )
+        message = roomy.chat(HELLO, [TOOL], json_schema={"enum": [7]}, seed=seed, temperature=1.0, max_new_tokens=200)
         assert isinstance(message, Message)
         kinds.add(bool(message.tool_calls))
         assert message.tool_calls or message.text == "7"
