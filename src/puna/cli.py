@@ -448,6 +448,9 @@ def _params(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    # Read when torch is imported. Threads that spin while they wait lose far more than half beside other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["OMP_DYNAMIC"] = "FALSE"  # else the number of threads, and so the order of sums, follows the load
     from puna.train import loop, recipe
 
     read = recipe.read(arguments.recipe, arguments.set)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import pytest
 import torch
 
 from puna.errors import ConfigError, PunaError
+from puna.train.instructions import arithmetic
 from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
 from puna.train.state import CHECKPOINT
 from puna.weights.checkpoint import load
 
+ROOT = Path(__file__).parents[2]
+STORYBOOKS = ROOT.parent / "shared" / "corpus" / "asp"
 RUNNER = """
 import json, sys
 from puna.train.loop import train
@@ -113,6 +117,23 @@ def test_sigterm_pauses_behind_a_checkpoint(tables: dict[str, Any], uninterrupte
     assert_same_checkpoint(tmp_path / "run", expected)
 
 
+def test_a_run_that_goes_on_with_other_instructions_says_so(tables: dict[str, Any], tmp_path: Path) -> None:
+    tables["schedule"] |= {"steps": 4, "warmup_steps": 1, "decay_steps": 1}
+    tables["data"]["held_out"] = ""
+    said: list[str] = []
+
+    def pause(line: str) -> None:
+        if line.startswith("step 2/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert not train(from_dict(tables), tmp_path / "run", pause).finished
+    content = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    assert content["arithmetic"] == arithmetic(compiled=False)
+    torch.save(content | {"arithmetic": "torch 2.0 AVX2"}, tmp_path / "run" / CHECKPOINT)
+    assert train(from_dict(tables), tmp_path / "run", said.append).finished
+    assert [line for line in said if line.startswith("warning: began with torch 2.0 AVX2, goes on with torch ")]
+
+
 @pytest.mark.slow
 def test_killing_the_process_at_any_moment_changes_nothing(
     tables: dict[str, Any], uninterrupted: Path, tmp_path: Path
@@ -122,7 +143,7 @@ def test_killing_the_process_at_any_moment_changes_nothing(
     argv = [sys.executable, "-c", RUNNER, json.dumps(tables), str(run)]
     for wanted, delay in ((2, 0.0), (5, 0.03), (7, 0.01)):
         process = subprocess.Popen(argv)
-        while process.poll() is None and (not (run / LOG).exists() or len(losses_so_far(run)) < wanted):
+        while process.poll() is None and len(losses_so_far(run)) < wanted:
             time.sleep(0.005)
         time.sleep(delay)
         process.kill()
@@ -133,7 +154,76 @@ def test_killing_the_process_at_any_moment_changes_nothing(
 
 
 def losses_so_far(run: Path) -> list[str]:
-    return (run / LOG).read_text(encoding="utf-8").splitlines()
+    return (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STORYBOOKS.is_dir(), reason="real storybook pages are read from ../shared/corpus, not here")
+def test_the_recipe_of_cria_killed_and_resumed_on_a_busy_machine_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Six steps of the real recipe, compiled, on real pages, killed while it compiles, behind step 1 and behind step 4,
+    while other processes want both cores; then the same undisturbed."""
+    documents = write_story_pages(tmp_path / "corpus", 900)
+    overrides = {
+        "data.documents": documents,
+        "data.held_out": "",
+        "data.passes": "{}",
+        "data.tokenizer": ROOT / "src" / "puna" / "assets" / "cria" / "tokenizer.json",
+        "data.store": tmp_path / "store",
+        "schedule.steps": 6,
+        "schedule.warmup_steps": 2,
+        "checkpoint.every_steps": 2,
+    }
+    argv = [sys.executable, "-m", "puna", "train", str(ROOT / "recipes" / "cria.toml")]
+    argv += [word for name, value in overrides.items() for word in ("--set", f"{name}={value}")]
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled"), **os.environ, "PYTHONPATH": str(ROOT / "src")}
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    with busy_processes(2):
+        kill_and_resume([*argv, "--run", str(killed)], killed, env, behind=(0, 1, 4))
+    subprocess.run([*argv, "--run", str(alone)], check=True, env=env)
+    assert_same_checkpoint(alone, killed)
+    assert losses(alone) == losses(killed)
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (alone, killed)]
+    assert weights[0] == weights[1]
+
+
+def write_story_pages(folder: Path, n_pages: int) -> Path:
+    """The first pages that have a picture, as documents of a picture and its text."""
+    folder.mkdir()
+    (folder / "asp").symlink_to(STORYBOOKS)
+    lines: list[str] = []
+    for number, line in enumerate((STORYBOOKS / "pages.jsonl").read_text(encoding="utf-8").splitlines()):
+        page = json.loads(line)
+        if page["image"] and len(lines) < n_pages:
+            content = [{"type": "image", "path": f"asp/{page['image']}"}, {"type": "text", "text": page["text"]}]
+            document = {"id": f"page{number}", "source": "asp", "language": page["lang"], "content": content}
+            lines.append(json.dumps(document) + "\n")
+    (folder / "pages.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder / "pages.jsonl"
+
+
+def kill_and_resume(argv: Sequence[str], run: Path, env: dict[str, str], behind: Sequence[int]) -> None:
+    """Starts a run, kills it as soon as its log has so many lines (none: 20 seconds after the start), and so on; the
+    last start may finish."""
+    for n_lines in behind:
+        process = subprocess.Popen(argv, env=env)
+        if n_lines == 0:
+            time.sleep(20)
+        while process.poll() is None and len(losses_so_far(run)) < n_lines:
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL  # it was still running
+    subprocess.run(argv, check=True, env=env)
+
+
+@contextmanager
+def busy_processes(n: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def test_several_batches_a_step_train_too(tables: dict[str, Any], tmp_path: Path) -> None:

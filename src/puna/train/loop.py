@@ -1,8 +1,9 @@
 """The training loop: batches in order, one update a step, a log line each, checkpoints, and a model at the end.
 
 In: a recipe and the folder of a run. Out: in that folder `log.jsonl`, `checkpoint.pt` and, when the last step is done,
-`model/` (Hugging Face layout) and `held_out.json`. Killed at any moment and started again, the run ends with the same
-bits: a step depends on nothing but the state before it. Progress goes to the `progress` function that the caller gives.
+`model/` (Hugging Face layout) and `held_out.json`. Killed at any moment and started again on the same machine, the run
+ends with the same bits: a step depends on nothing but the state before it. Progress goes to the `progress` function
+that the caller gives.
 """
 
 import json
@@ -23,6 +24,7 @@ from puna.config import LlamaConfig
 from puna.errors import ConfigError, PunaError
 from puna.presets import PRESETS
 from puna.prompt.tokenizer import Tokenizer
+from puna.train.instructions import arithmetic
 from puna.train.next_token import Loss, NextToken
 from puna.train.optim import learning_rate
 from puna.train.pack import Batch, Packer, Prefetch
@@ -106,6 +108,10 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     state = begin(recipe, config)
     if resume(state, recipe, store.digest, run):
         progress(f"resumed at step {state.step} of {recipe.schedule.steps}")
+    here = arithmetic(recipe.compute.compile)
+    if state.arithmetic not in ("", here):
+        progress(f"warning: began with {state.arithmetic}, goes on with {here}; the weights will differ in rounding")
+    state.arithmetic = here
     _truncate_log(run / LOG, state.step)
     with _pause_requests() as pause, Prefetch(packer, state.data) as batches, (run / LOG).open("a", buffering=1) as log:
         if not _steps(recipe, state, packer, batches, run, store.digest, pause, log.write, progress):

@@ -1,7 +1,8 @@
 """The state of a training run, and its checkpoint: one file, written whole or not at all.
 
 In and out: a `TrainingState`. The weights are held once, as the optimiser's float32 masters. A checkpoint carries the
-digest of its recipe and of its data; another recipe cannot continue it, for then the weights would be of neither.
+digest of its recipe and of its data; another recipe cannot continue it, for then the weights would be of neither. It
+also says how its process added numbers, so that a run that goes on elsewhere can say that its bits will be others.
 """
 
 import os
@@ -34,6 +35,8 @@ class TrainingState:
     """Time spent in steps so far, over all starts of the run."""
     tokens: int
     """Tokens seen so far, without padding."""
+    arithmetic: str = ""
+    """How the last process added numbers, as `instructions.arithmetic` says it."""
 
 
 def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
@@ -65,6 +68,7 @@ def save(state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path
         "data": tuple(state.data),
         "seconds": state.seconds,
         "tokens": state.tokens,
+        "arithmetic": state.arithmetic,
         "optimizer": state.optimizer.state_dict(),
     }
     with partial.open("wb") as file:
@@ -99,6 +103,7 @@ def resume(state: TrainingState, recipe: Recipe, data_digest: str, run: str | Pa
     state.data = DataState(*content["data"])
     state.seconds = content["seconds"]
     state.tokens = content["tokens"]
+    state.arithmetic = content.get("arithmetic", "")  # checkpoints of older versions do not say
     return True
 
 
