@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from puna.engine.drawing import Settings, draw_all, draw_some, is_closed, shaped
+from puna.engine.drawing import Picked, Settings, candidates, draw_all, is_closed, pick, shaped
 from puna.engine.request import Sampling
 
 
@@ -50,6 +50,13 @@ def test_top_k_keeps_exactly_k_among_equal_logits() -> None:
     assert shaped(torch.zeros(1, 6), [Sampling(temperature=1, top_p=1, top_k=2)])[0].tolist() == [0.5, 0.5, 0, 0, 0, 0]
 
 
+def drawn_from(logits: Tensor, samplings: list[Sampling], uniform: Tensor, k: int, all_closed: bool) -> Picked:
+    settings = Settings.of(samplings)
+    likely = candidates(logits, settings.device_temperature(logits.device), k, all_closed)
+    values, share = (part.double().numpy() for part in (likely.logits, likely.share))
+    return pick(values, likely.ids.numpy(), share, settings, uniform.numpy(), k >= logits.shape[1])
+
+
 def inverted(logits: Tensor, samplings: list[Sampling], uniform: Tensor) -> list[int]:
     """The definition: where the cumulated distribution passes the number."""
     cumulated = shaped(logits, samplings).cumsum(-1)
@@ -62,7 +69,7 @@ def test_drawing_from_all_tokens_inverts_the_distribution(width: int) -> None:
     logits = torch.randn(200, width, generator=dice) * 4
     samplings = [Sampling(temperature=0.2 + i / 100, top_p=1.0) for i in range(200)]
     uniform = torch.rand(200, 1, generator=dice, dtype=torch.float64)
-    tokens = draw_all(logits, Settings.of(samplings, logits.device), uniform)
+    tokens = draw_all(logits, Settings.of(samplings).device_temperature(logits.device), uniform)
     assert tokens.tolist() == inverted(logits, samplings, uniform)
 
 
@@ -73,9 +80,9 @@ def test_drawing_from_some_tokens_inverts_the_distribution_where_it_is_sure(widt
     kinds = [{"top_p": 0.9}, {"top_k": 7}, {"min_p": 0.05, "top_p": 1.0}, {"top_k": 20, "top_p": 0.6, "min_p": 0.01}]
     samplings = [Sampling(temperature=0.3 + i / 200, **kinds[i % 4]) for i in range(200)]  # type: ignore[arg-type]
     uniform = torch.rand(200, 1, generator=dice, dtype=torch.float64)
-    drawn = draw_some(logits, Settings.of(samplings, logits.device), uniform, 64, False)
+    drawn = drawn_from(logits, samplings, uniform, 64, False)
     expected = inverted(logits, samplings, uniform)
-    sure = drawn.is_sure.nonzero()[:, 0].tolist()
+    sure = drawn.is_sure.nonzero()[0].tolist()
     assert len(sure) > 100
     assert [drawn.tokens.tolist()[i] for i in sure] == [expected[i] for i in sure]
 
@@ -85,10 +92,9 @@ def test_rows_of_closed_settings_need_no_sum_over_the_vocabulary() -> None:
     samplings = [Sampling(top_k=3 + i, min_p=0.001 * i) for i in range(40)]
     assert all(map(is_closed, samplings))
     uniform = torch.rand(40, 1, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    settings = Settings.of(samplings, logits.device)
-    with_sum, without = (draw_some(logits, settings, uniform, 64, closed) for closed in (False, True))
-    assert torch.equal(with_sum.tokens, without.tokens)
-    assert torch.equal(with_sum.is_sure, without.is_sure)
+    with_sum, without = (drawn_from(logits, samplings, uniform, 64, closed) for closed in (False, True))
+    assert with_sum.tokens.tolist() == without.tokens.tolist()
+    assert with_sum.is_sure.tolist() == without.is_sure.tolist()
 
 
 def test_equals_at_the_border_of_the_candidates_are_not_sure() -> None:
@@ -96,9 +102,8 @@ def test_equals_at_the_border_of_the_candidates_are_not_sure() -> None:
     logits = torch.zeros(2, 1000)
     logits[1, 500:503] = torch.tensor([2.0, 3.0, 1.0])
     uniform = torch.full((2, 1), 0.9, dtype=torch.float64)
-    drawn = draw_some(logits, Settings.of(samplings, logits.device), uniform, 8, True)
-    assert drawn.is_sure.tolist() == [False, True]
-    assert draw_some(logits, Settings.of(samplings, logits.device), uniform, 1000, True).tokens.tolist() == [1, 501]
+    assert drawn_from(logits, samplings, uniform, 8, True).is_sure.tolist() == [False, True]
+    assert drawn_from(logits, samplings, uniform, 1000, True).tokens.tolist() == [1, 501]
 
 
 def test_the_greatest_number_draws_the_last_token_that_has_mass() -> None:
@@ -106,6 +111,6 @@ def test_the_greatest_number_draws_the_last_token_that_has_mass() -> None:
     logits[0, [3, 70, 130]] = 0.0
     uniform = torch.tensor([[1 - 2.0**-53]], dtype=torch.float64)
     for sampling in (Sampling(top_p=1.0), Sampling(top_k=50)):
-        settings = Settings.of([sampling], logits.device)
-        assert draw_all(logits, settings, uniform).tolist() == [130]
-        assert draw_some(logits, settings, uniform, 200, False).tokens.tolist() == [130]
+        temperature = Settings.of([sampling]).device_temperature(logits.device)
+        assert draw_all(logits, temperature, uniform).tolist() == [130]
+        assert drawn_from(logits, [sampling], uniform, 200, False).tokens.tolist() == [130]

@@ -2,8 +2,8 @@
 
 In: logits that nothing more is forbidden in, settings, one uniform number per row. Out: a token per row, by inverting
 the cumulative distribution in vocabulary order. `shaped` is the definition: it sorts and sums the whole vocabulary. For
-202,048 ids that takes 50 ms a row, so `draw_all` and `draw_some` find the same tokens in a few passes, and sort only
-the most probable ones.
+202,048 ids that takes 50 ms a row, so `draw_all` draws from all tokens in a few passes, and where only some are kept,
+`candidates` finds the most probable ones on the device and `pick` takes one of them on the host.
 A row's token depends on its own logits, settings and number alone, whatever other rows there are. A row without a
 finite logit gets some token that means nothing.
 """
@@ -11,7 +11,9 @@ finite logit gets some token that means nothing.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,29 +23,45 @@ from puna.shapes import sizes
 
 _BLOCK = 64  # entries that are summed before sums are cumulated
 
+Column = NDArray[np.float64]
+
 
 class Settings(NamedTuple):
-    """The numbers of some rows, float32 [G 1] each."""
+    """The numbers of some rows, float64 [G 1] each, on the host."""
 
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
+    temperature: Column
+    top_k: Column
+    top_p: Column
+    min_p: Column
 
     @classmethod
-    def of(cls, samplings: Sequence[Sampling], device: torch.device) -> "Settings":
-        numbers = [[s.temperature, float(s.top_k), s.top_p, s.min_p] for s in samplings]
-        return cls(*torch.split(torch.tensor(numbers, dtype=torch.float32, device=device), 1, dim=1))
+    def of(cls, samplings: Sequence[Sampling]) -> "Settings":
+        numbers = np.array([[s.temperature, s.top_k, s.top_p, s.min_p] for s in samplings], dtype=np.float64)
+        return cls(*np.split(numbers.reshape(-1, 4), 4, axis=1))
 
-    def rows(self, places: Tensor | slice) -> "Settings":
-        return Settings(*(column[places] for column in self))
+    def rows(self, first: int, last: int) -> "Settings":
+        return Settings(*(column[first:last] for column in self))
+
+    def device_temperature(self, device: torch.device) -> Tensor:
+        """Returns the temperatures as float32 [G 1]."""
+        return torch.from_numpy(self.temperature).float().to(device)
 
 
-class Drawn(NamedTuple):
+class Candidates(NamedTuple):
+    """The most probable tokens of some rows: logits [G k], falling, and ids [G k] of them, and the probability of the
+    first one [G 1], among all tokens and after temperature; 1 where nobody needs it.
+    """
+
+    logits: Tensor
+    ids: Tensor
+    share: Tensor
+
+
+class Picked(NamedTuple):
     """Tokens int64 [G], and where they are final: bool [G]. Elsewhere more candidates are needed."""
 
-    tokens: Tensor
-    is_sure: Tensor
+    tokens: NDArray[np.int64]
+    is_sure: NDArray[np.bool_]
 
 
 def shaped(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
@@ -52,7 +70,9 @@ def shaped(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     Among equal logits the lower id ranks first, so top_k keeps exactly k tokens. The most probable token always stays.
     """
     _, V = sizes(logits, f"{len(samplings)} V")
-    temperature, top_k, top_p, min_p = Settings.of(samplings, logits.device)
+    temperature, top_k, top_p, min_p = (
+        torch.from_numpy(column).float().to(logits.device) for column in Settings.of(samplings)
+    )
     peaks = logits.amax(dim=-1, keepdim=True)  # R 1
     scaled = (logits - peaks) / temperature  # R V, at most 0, so that a small temperature cannot overflow
     scaled = scaled.masked_fill(scaled.exp() < min_p, -torch.inf)
@@ -76,34 +96,69 @@ def is_closed(sampling: Sampling) -> bool:
     return sampling.top_k > 0 or sampling.min_p > 0
 
 
-def draw_all(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
-    """Returns a token [G] of each row of `logits` [G V] from all its tokens. uniform float64 [G 1]."""
-    pieces = _pieces(logits, settings, uniform)
-    return torch.cat([_draw_all(*piece) for piece in pieces])
+def draw_all(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
+    """Returns a token [G] of each row of `logits` [G V]. temperature float32, uniform float64 [G 1]."""
+    return torch.cat([_draw_all(logits[rows], temperature[rows], uniform[rows]) for rows in _pieces(logits)])
 
 
-def draw_some(logits: Tensor, settings: Settings, uniform: Tensor, k: int, all_closed: bool) -> Drawn:
-    """Returns a token of each row of `logits` [G V] from those that min_p, top_k and top_p keep. uniform float64 [G 1].
+def candidates(logits: Tensor, temperature: Tensor, k: int, all_closed: bool) -> Candidates:
+    """Returns the k most probable tokens of each row of `logits` [G V]. temperature float32 [G 1].
 
-    Looks at the k most probable tokens of a row, and is sure where those hold all that are kept. `all_closed` says that
-    every row is; then nobody needs a sum over the vocabulary.
+    `all_closed` says that every row is (`is_closed`); then nobody needs a sum over the vocabulary.
     """
-    pieces = [_draw_some(*piece, k, all_closed) for piece in _pieces(logits, settings, uniform)]
-    return pieces[0] if len(pieces) == 1 else Drawn(*map(torch.cat, zip(*pieces, strict=True)))
+    pieces = []
+    for rows in _pieces(logits):
+        part = logits[rows]
+        values, ids = greatest_k(part, min(k, part.shape[1]))
+        share = torch.ones_like(values[:, :1])
+        if not all_closed and k < part.shape[1]:
+            share = (part - values[:, :1]).div_(temperature[rows]).softmax(dim=-1).amax(dim=-1, keepdim=True)
+        pieces.append(Candidates(values, ids, share))
+    return pieces[0] if len(pieces) == 1 else Candidates(*map(torch.cat, zip(*pieces, strict=True)))
 
 
-def _pieces(logits: Tensor, settings: Settings, uniform: Tensor) -> Iterator[tuple[Tensor, Settings, Tensor]]:
+@np.errstate(divide="ignore", invalid="ignore")  # rows of -inf
+def pick(
+    logits: Column, ids: NDArray[np.int64], share: Column, settings: Settings, uniform: Column, are_all: bool
+) -> Picked:
+    """Returns a token of each row from those that min_p, top_k and top_p keep of its candidates.
+
+    logits and ids [G k], share and uniform [G 1], all on the host; `are_all`: the candidates are the whole vocabulary.
+    Sure is a row whose candidates hold all tokens that are kept.
+    """
+    order = np.lexsort((ids, -logits), axis=-1)  # among equals the lower id first
+    logits, ids = np.take_along_axis(logits, order, 1), np.take_along_axis(ids, order, 1)
+    temperature, top_k, top_p, min_p = settings
+    ranks = np.arange(ids.shape[1])
+    weights = np.exp((logits - logits[:, :1]) / temperature)  # G k
+    kept = ((ranks < top_k) | (top_k == 0)) & (weights >= min_p)
+    is_closed_ = (top_k > 0) | (min_p > 0)  # G 1
+    has_ended = ~kept[:, -1:] | ~is_closed_  # G 1: what min_p and top_k keep lies within the candidates
+    left = np.where(kept, weights, 0.0)
+    mass = left.cumsum(axis=1)  # G k
+    total = mass[:, -1:] if are_all else np.where(is_closed_, mass[:, -1:], 1 / share)
+    kept &= (mass - left < top_p * total) | (top_p == 1) | (ranks == 0)
+    # The last candidate must be dropped and not equal the last one kept, or others like it may rank before it.
+    last = np.take_along_axis(logits, np.maximum(kept.sum(axis=1, keepdims=True) - 1, 0), 1)
+    is_sure = has_ended & ~kept[:, -1:] & (last > logits[:, -1:]) | are_all
+    order = np.where(kept, ids, np.iinfo(np.int64).max).argsort(axis=1)  # as in the vocabulary; dropped ones last
+    cumulated = np.take_along_axis(np.where(kept, weights, 0.0), order, 1).cumsum(axis=1)
+    # The product may round up to the total, which no entry lies above.
+    target = np.minimum(uniform * cumulated[:, -1:], np.nextafter(cumulated[:, -1:], 0.0))
+    place = np.minimum((cumulated <= target).sum(axis=1, keepdims=True), ids.shape[1] - 1)
+    return Picked(np.take_along_axis(ids, np.take_along_axis(order, place, 1), 1)[:, 0], is_sure[:, 0])
+
+
+def _pieces(logits: Tensor) -> Iterator[slice]:
     """Yields as many rows as are best taken at once."""
     n = rows_at_once(logits)
-    for first in range(0, len(logits), n):
-        rows = slice(first, first + n)
-        yield logits[rows], settings.rows(rows), uniform[rows]
+    return (slice(first, first + n) for first in range(0, len(logits), n))
 
 
-def _draw_all(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
+def _draw_all(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
     """Sums run over blocks first, then within the block that the number falls into."""
     _, V = sizes(logits, "G V")
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).div_(settings.temperature).softmax(dim=-1)  # G V
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature).softmax(dim=-1)  # G V
     if V % _BLOCK:
         weights = F.pad(weights, (0, -V % _BLOCK))
     blocks = torch.unflatten(weights, 1, (-1, _BLOCK))  # G V/block block
@@ -111,39 +166,6 @@ def _draw_all(logits: Tensor, settings: Settings, uniform: Tensor) -> Tensor:
     inner = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0].double().cumsum(dim=-1)  # G block
     within = torch.searchsorted(inner, torch.minimum(left, _below(inner[:, -1:])), right=True)  # G 1
     return (block * _BLOCK + within)[:, 0].clamp(max=V - 1)
-
-
-def _draw_some(logits: Tensor, settings: Settings, uniform: Tensor, k: int, all_closed: bool) -> Drawn:
-    _, V = sizes(logits, "G V")
-    k = min(k, V)
-    temperature, top_k, top_p, min_p = settings
-    values, ids = _ranked(logits, k)  # G k, G k
-    weights = ((values - values[:, :1]) / temperature).double().exp()  # G k
-    ranks = torch.arange(k, device=logits.device)
-    kept = ((ranks < top_k) | (top_k == 0)) & (weights >= min_p)
-    has_ended = ~kept[:, -1:]  # G 1: what min_p and top_k keep lies within the candidates
-    mass = torch.where(kept, weights, 0.0).cumsum(dim=-1)  # G k
-    total = mass[:, -1:]
-    if k < V and not all_closed:
-        spread = (logits - values[:, :1]).div_(temperature).softmax(dim=-1)  # G V, the most probable weighs 1 / total
-        total = torch.where((top_k > 0) | (min_p > 0), total, 1 / spread.amax(dim=-1, keepdim=True).double())
-        has_ended |= (top_k == 0) & (min_p == 0)
-    before = mass - torch.where(kept, weights, 0.0)
-    kept &= (before < top_p * total) | (top_p == 1) | (ranks == 0)
-    # The last candidate must be dropped and not equal the last one kept, or others like it may rank before it.
-    last = values.gather(1, (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0))  # G 1
-    is_sure = (has_ended & ~kept[:, -1:] & (last > values[:, -1:]))[:, 0] if k < V else torch.ones_like(kept[:, 0])
-    ids, order = torch.where(kept, ids, V).sort(dim=-1)  # in the order of the vocabulary; dropped ones last
-    place, _ = _invert(torch.where(kept, weights, 0.0).gather(1, order), uniform)  # G 1
-    return Drawn(ids.gather(1, place)[:, 0].clamp(max=V - 1), is_sure)
-
-
-def _ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the k greatest of each row [G k] and their ids [G k], the lower id first among equals."""
-    values, ids = greatest_k(logits, k)
-    ids, order = ids.sort(dim=-1)
-    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(1, order)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

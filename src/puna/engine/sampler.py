@@ -28,10 +28,12 @@ from collections.abc import Sequence
 from itertools import accumulate, islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from puna.engine.drawing import Settings, draw_all, draw_some, is_closed, keeps_all
+from puna.engine.drawing import Candidates, Settings, candidates, draw_all, is_closed, keeps_all, pick
 from puna.engine.grammar import Matcher
 from puna.engine.penalties import Penalties, Seen
 from puna.engine.request import Sampling, TokenLogprobs
@@ -128,12 +130,13 @@ class Sampler:
         if layout.worked is not None:
             worked = self._work(self._copied(logits, layout.worked), layout, states, drafts)
             tokens = tokens.index_copy(0, layout.worked, worked.tokens)
-        found = _to_host(tokens, peaks, worked, _report(logits, tokens, layout))
-        if self._mend(found, logits, layout, worked):
-            tokens = torch.tensor(found.tokens, device=logits.device)
-            found = _to_host(tokens, peaks, worked, _report(logits, tokens, layout))
+        found = _to_host(tokens, peaks, worked)
+        if worked is not None and layout.some.settings is not None:
+            uniforms = [u for i in layout.some.states for u in states[i].uniforms(1 + len(drafts[i]))]
+            _pick_some(found, worked, layout, np.array(uniforms)[:, None])
+        self._mend(found, logits, layout)
         barred = {layout.worked_rows[i] for i, is_open in enumerate(found.is_open) if not is_open}
-        logprobs = _read_report(found.report, layout)
+        logprobs = _logprobs(logits, found.tokens, layout)
         chosen: list[list[Choice]] = []
         for state, draft, first in zip(states, drafts, layout.firsts, strict=True):
             accepted: list[Choice] = []
@@ -176,46 +179,33 @@ class Sampler:
             entries = [(m, drafts[i]) for i in layout.constrained.states if (m := states[i].matcher) is not None]
             _bar(rows, layout.constrained.places, entries[0][0].vocabulary.fill(entries, rows.shape[1]))
         peaks, tokens = greatest(rows)  # A, A
-        is_sure = torch.ones_like(tokens, dtype=torch.bool)  # A
         all_, some = layout.all_, layout.some
-        uniforms = [
-            torch.tensor([[u] for i in g.states for u in states[i].uniforms(1 + len(drafts[i]))], dtype=torch.float64)
-            for g in (all_, some)
-        ]
-        uniform_all, uniform_some = (u.to(rows.device) for u in uniforms)
-        if all_.places is not None and all_.settings is not None:
-            tokens[all_.places] = draw_all(_rows(rows, all_.places), all_.settings, uniform_all)
-        if some.places is not None and some.settings is not None:
-            some_rows = _rows(rows, some.places)
-            drawn = draw_some(some_rows, some.settings, uniform_some, layout.n_candidates, layout.all_closed)
-            tokens[some.places], is_sure[some.places] = drawn
-        return _Worked(rows, tokens, is_sure, peaks > -torch.inf, uniform_some)
+        if all_.places is not None and all_.temperature is not None:
+            numbers = [[u] for i in all_.states for u in states[i].uniforms(1 + len(drafts[i]))]
+            uniform = torch.tensor(numbers, dtype=torch.float64, device=rows.device)
+            tokens[all_.places] = draw_all(_rows(rows, all_.places), all_.temperature, uniform)
+        likely: Candidates | None = None
+        if some.places is not None and some.temperature is not None:
+            likely = candidates(_rows(rows, some.places), some.temperature, layout.n_candidates, layout.all_closed)
+        return _Worked(rows, tokens, peaks > -torch.inf, likely)
 
-    def _mend(self, found: "_Found", logits: Tensor, layout: "_Layout", worked: "_Worked | None") -> bool:
-        """Corrects in `found` the tokens that the fast ways could not tell. Returns whether there were any."""
-        wrong = [row for row in layout.plain_rows if found.tokens[row] in self._forbidden] if self._forbidden else []
-        for row in wrong:
-            allowed = logits[row].index_fill(0, self._forbidden_ids.to(logits.device), -torch.inf)
-            found.tokens[row] = int(allowed.argmax())
-        unsure = [i for i, is_sure in enumerate(found.is_sure) if not is_sure and found.is_open[i]]
-        for i in unsure:
-            assert worked is not None and layout.some.settings is not None and layout.some.places is not None
-            place = (layout.some.places == i).nonzero()[0]  # 1
-            settings, uniform = layout.some.settings.rows(place), worked.uniform_some[place]
-            for k in (*CANDIDATES[1:], logits.shape[1]):
-                drawn = draw_some(worked.rows[i : i + 1], settings, uniform, k, layout.all_closed)
-                if bool(drawn.is_sure):
-                    break
-            found.tokens[layout.worked_rows[i]] = int(drawn.tokens)
-        return bool(wrong or unsure)
+    def _mend(self, found: "_Found", logits: Tensor, layout: "_Layout") -> None:
+        """Corrects in `found` the plain rows whose arg-max is forbidden."""
+        if self._forbidden.isdisjoint(found.tokens):
+            return
+        for row in layout.plain_rows:
+            if found.tokens[row] in self._forbidden:
+                allowed = logits[row].index_fill(0, self._forbidden_ids.to(logits.device), -torch.inf)
+                found.tokens[row] = int(allowed.argmax())
 
 
 class _Group(NamedTuple):
-    """Some states, their places [G] among the worked rows (None: there are none), and their settings where drawn."""
+    """Some states, their places [G] among the worked rows (None: there are none), and where drawn their settings."""
 
     states: list[int]
     places: Tensor | None
     settings: Settings | None = None
+    temperature: Tensor | None = None
 
 
 class _Layout:
@@ -244,8 +234,11 @@ class _Layout:
             places = [place for place, i in enumerate(within) if i in chosen]
             if not places:
                 return _Group([], None)
-            settings = Settings.of([samplings[within[place]] for place in places], device) if is_drawn else None
-            return _Group(members, torch.tensor(places, device=device), settings)
+            where = torch.tensor(places, device=device)
+            if not is_drawn:
+                return _Group(members, where)
+            settings = Settings.of([samplings[within[place]] for place in places])
+            return _Group(members, where, settings, settings.device_temperature(device))
 
         self.penalised, self.constrained = group(penalised, False), group(constrained, False)
         self.all_ = group([i for i in drawn if keeps_all(samplings[i])], True)
@@ -262,22 +255,22 @@ class _Layout:
 
 
 class _Worked(NamedTuple):
-    """Rows that were changed or drawn. rows [A V], tokens [A], is_sure and is_open (some token is allowed) bool [A]."""
+    """Rows that were changed or drawn. rows [A V], tokens [A], is_open (some token is allowed) bool [A]; candidates of
+    those that keep some tokens only, whose tokens are not drawn yet.
+    """
 
     rows: Tensor
     tokens: Tensor
-    is_sure: Tensor
     is_open: Tensor
-    uniform_some: Tensor
+    candidates: Candidates | None
 
 
 class _Found(NamedTuple):
-    """A step's results on the host: tokens [R], is_sure and is_open of the worked rows, and log-probabilities."""
+    """A step's results on the host: tokens [R], is_open [A], and candidates as `drawing.pick` takes them."""
 
     tokens: list[int]
-    is_sure: list[float]
-    is_open: list[float]
-    report: list[float]
+    is_open: list[bool]
+    candidates: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]] | None
 
 
 def _rows(rows: Tensor, places: Tensor) -> Tensor:
@@ -296,43 +289,64 @@ def _bar(rows: Tensor, places: Tensor, bits: Tensor) -> None:
     rows.index_add_(0, places, barred[:, : rows.shape[1]])
 
 
-def _to_host(tokens: Tensor, peaks: Tensor, worked: _Worked | None, report: Sequence[Tensor]) -> _Found:
+def _to_host(tokens: Tensor, peaks: Tensor, worked: _Worked | None) -> _Found:
     """Copies all results in one go, as float64, which holds ids and float32 exactly."""
-    R, A = len(tokens), 0 if worked is None else len(worked.tokens)
-    known = () if worked is None else (worked.is_sure, worked.is_open)
-    numbers = torch.cat([x.flatten().double() for x in (tokens, peaks, *known, *report)]).tolist()
-    if not all(peak - peak == 0 for peak in numbers[R : 2 * R]):
+    parts = [tokens, peaks]
+    if worked is not None:
+        parts += [worked.is_open, *(worked.candidates or ())]
+    numbers = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()
+    ends = list(accumulate(part.numel() for part in parts))
+    chosen, peak, *others = (
+        piece.reshape(part.shape) for piece, part in zip(np.split(numbers, ends), parts, strict=False)
+    )
+    if not np.isfinite(peak).all():
         raise WeightsError("logits are not finite: check the checkpoint, or load it with dtype float32 or bfloat16")
-    rest = numbers[2 * R :]
-    return _Found([int(token) for token in numbers[:R]], rest[:A], rest[A : 2 * A], rest[2 * A :])
+    is_open = others[0].astype(bool).tolist() if others else []
+    likely = (others[1], others[2].astype(np.int64), others[3]) if len(others) > 1 else None
+    return _Found(chosen.astype(np.int64).tolist(), is_open, likely)
 
 
-def _report(logits: Tensor, tokens: Tensor, layout: _Layout) -> list[Tensor]:
-    """Returns for the rows that report the log-probability of the token [Q 1], then ids [Q n], then log-probabilities
-    [Q n] of the most probable ones, in pieces.
-    """
-    if not layout.reporting:
-        return []
-    rows = torch.tensor([row for row, _ in layout.reporting], device=logits.device)
-    most = min(max(n for _, n in layout.reporting), logits.shape[1])
-    chosen, ids, values = [], [], []
-    for piece in torch.split(rows, rows_at_once(logits)):
-        logprobs = logits[piece].log_softmax(dim=-1)  # Q V
-        best = greatest_k(logprobs, most) if most else Ranked(logprobs[:, :0], logprobs[:, :0])
-        chosen.append(logprobs.gather(1, tokens[piece][:, None]))
-        ids.append(best.ids)
-        values.append(best.values)
-    return [*chosen, *ids, *values]
+def _pick_some(found: _Found, worked: _Worked, layout: _Layout, uniform: NDArray[np.float64]) -> None:
+    """Draws in `found` the tokens of rows that keep some only; looks for more candidates where it has to."""
+    group, V = layout.some, worked.rows.shape[1]
+    assert found.candidates is not None and group.settings is not None and group.places is not None
+    picked = pick(*found.candidates, group.settings, uniform, layout.n_candidates >= V)
+    places = group.places.tolist()
+    for i, (place, token, is_sure) in enumerate(
+        zip(places, picked.tokens.tolist(), picked.is_sure.tolist(), strict=True)
+    ):
+        if not is_sure and found.is_open[place]:
+            settings = group.settings.rows(i, i + 1)
+            token = _pick_one(worked.rows[place : place + 1], settings, uniform[i : i + 1])
+        found.tokens[layout.worked_rows[place]] = token
 
 
-def _read_report(numbers: Sequence[float], layout: _Layout) -> list[TokenLogprobs | None]:
+def _pick_one(row: Tensor, settings: Settings, uniform: NDArray[np.float64]) -> int:
+    """Returns a token of `row` [1 V] that keeps many."""
+    V, temperature = row.shape[1], settings.device_temperature(row.device)
+    for k in (CANDIDATES[1], V):
+        logits, ids, share = (part.cpu().numpy() for part in candidates(row, temperature, k, False))
+        picked = pick(logits.astype(np.float64), ids, share.astype(np.float64), settings, uniform, k >= V)
+        if picked.is_sure[0]:
+            break
+    return int(picked.tokens[0])
+
+
+def _logprobs(logits: Tensor, tokens: Sequence[int], layout: _Layout) -> list[TokenLogprobs | None]:
     """Returns what each row asked for: nothing, the chosen token, or also its most probable tokens."""
     reported: list[TokenLogprobs | None] = [None] * layout.n_rows
-    Q = len(layout.reporting)
-    most = (len(numbers) // Q - 1) // 2 if Q else 0
-    ids, values = numbers[Q : Q + Q * most], numbers[Q + Q * most :]
-    for i, (row, n) in enumerate(layout.reporting):
-        place = slice(i * most, i * most + min(n, most))
-        top = tuple((int(id_), value) for id_, value in zip(ids[place], values[place], strict=True))
-        reported[row] = TokenLogprobs(numbers[i], top)
+    if not layout.reporting:
+        return reported
+    rows = torch.tensor([row for row, _ in layout.reporting], device=logits.device)
+    chosen = torch.tensor([[tokens[row]] for row, _ in layout.reporting], device=logits.device)  # Q 1
+    most = min(max(n for _, n in layout.reporting), logits.shape[1])
+    pieces = []
+    n = rows_at_once(logits)
+    for piece, own in zip(torch.split(rows, n), torch.split(chosen, n), strict=True):
+        logprobs = logits[piece].log_softmax(dim=-1)  # Q V
+        best = greatest_k(logprobs, most) if most else Ranked(logprobs[:, :0], logprobs[:, :0])
+        pieces.append(torch.cat([logprobs.gather(1, own).double(), best.ids.double(), best.values.double()], dim=1))
+    for (row, n_wanted), (own, *best) in zip(layout.reporting, torch.cat(pieces).tolist(), strict=True):
+        top = zip(best[:most][:n_wanted], best[most:][:n_wanted], strict=True)
+        reported[row] = TokenLogprobs(own, tuple((int(id_), value) for id_, value in top))
     return reported
