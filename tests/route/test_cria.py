@@ -82,3 +82,16 @@ def test_an_answer_streams_ends_and_repeats_with_a_seed(llama: Assistant) -> Non
     assert isinstance(whole, Message)
     pieces = "".join(llama.stream_chat(asked, temperature=0.7, seed=5, max_new_tokens=40))
     assert pieces == whole.text and pieces
+
+
+def test_drafts_change_no_answer_of_cria() -> None:
+    """As stored, with the fastest runner that this machine has: its rows must not depend on how many a step reads."""
+    plain, by_lookup, by_itself = (puna.load("cria", speculate=how) for how in (None, "lookup", "cria"))
+    text = "The cat sat on the mat. The dog sat on the mat. The cat"
+    for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 5, "temperature": 1.2, "top_p": 1.0}):
+        expected = plain.extend(text, max_new_tokens=60, **options).answers
+        seen = plain.respond(question("chart.png", "What?"), max_new_tokens=20, **options).answers
+        for drafting in (by_lookup, by_itself):
+            assert drafting.extend(text, max_new_tokens=60, **options).answers == expected
+            assert drafting.respond(question("chart.png", "What?"), max_new_tokens=20, **options).answers == seen
+    assert all(drafting.drafts[1] > 0 for drafting in (by_lookup, by_itself))

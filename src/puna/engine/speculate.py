@@ -7,8 +7,8 @@ equals what is chosen anyway. So a proposer may be wrong, but must be cheap.
 write on. How many drafts a text gets follows from how many were right before (`Speculator`).
 Not here: blocks and budget of the step that reads the drafts (`scheduler`), and the check.
 
-Source: Leviathan et al. 2022 (arXiv 2211.17192), here with drafts and target bound to the same random numbers; lookup
-as in https://github.com/apoorvumang/prompt-lookup-decoding.
+Why drafts change nothing: docs/decisions/012. Source: Leviathan et al. 2022 (arXiv 2211.17192), here with drafts and
+target bound to the same random numbers; lookup as in https://github.com/apoorvumang/prompt-lookup-decoding.
 """
 
 from collections.abc import Collection, Sequence
