@@ -397,3 +397,18 @@ def test_a_model_of_another_vocabulary_cannot_guess(assistant: Assistant, tmp_pa
     folder = write_tiny_checkpoint(tmp_path / "tiny")
     with pytest.raises(ConfigError, match="its vocabulary is another one"):
         load(folder, device="cpu", speculate="cria")
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_model_that_was_kept_as_it_runs_gives_the_same_logits(
+    tmp_path: Path, quantize: Literal["int8"] | None
+) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "model", vision=False)
+    ids = [1, 2, 3, 4, 5]
+    plain = load(checkpoint, device="cpu", quantize=quantize).logits(ids)
+    for _ in range(2):
+        again = load(checkpoint, device="cpu", quantize=quantize, cache_dir=tmp_path / "kept")
+        assert torch.equal(again.logits(ids), plain)
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    load(checkpoint, device="cpu", dtype="bfloat16", quantize=quantize, cache_dir=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 2

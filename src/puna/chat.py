@@ -45,7 +45,7 @@ from puna.prompt.render import Prompt, Renderer, ToolsIn, ToolStyle
 from puna.prompt.tokenizer import Tokenizer
 from puna.prompt.tool_grammar import tool_grammar
 from puna.prompt.vocab import PATCH
-from puna.quant import swap
+from puna.quant import ready, swap
 from puna.weights import checkpoint, hub
 from puna.weights.source import open_source
 from puna.weights.stored import Staging
@@ -162,6 +162,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     quantize: swap.Format | None = None,
+    cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     kv_bytes: int | None = None,
     kv_dtype: str | None = None,
@@ -177,6 +178,8 @@ def load(
     device     any torch device; None takes the first GPU, or the processor where there is none
     quantize   "int4", "int8" or "fp8" makes the decoder's matrices small as they are read (`quant.swap`); dtype is then
                that of everything else. None keeps what is stored
+    cache_dir  a folder where the model is kept as it runs, quantised and packed, if the device is the processor: the
+               next start with the same files and numbers only reads it. None keeps nothing
     progress   is called with bytes loaded and bytes in all
     kv_bytes   bounds the memory of keys and values; None takes a share of what the machine has
     kv_dtype   "int8" or "fp8" keeps them in a byte each, "bfloat16", "float16" or "float32" in that; None as the model
@@ -200,8 +203,8 @@ def load(
             raise ConfigError(f"offload is {offload!r} and layout has {layout.world} ranks: give one of the two")
         model = _load_on_ranks(directory, wanted, where, swap.placer(policy, wanted), layout, progress)
     elif away is None:
-        place = swap.placer(policy, wanted)
-        model = checkpoint.load(directory, dtype=wanted, device=where, place=place, progress=progress)
+        kept = None if cache_dir is None or where.type != "cpu" else Path(cache_dir)
+        model = _load_whole(directory, wanted, where, policy, kept, progress)
     else:
         model = _load_with_experts_away(directory, wanted, where, policy, away, progress)
     proposer = None if speculate is None else _proposer(speculate, tokenizer, wanted, where)
@@ -588,6 +591,34 @@ def _offload(where: attach.Where | None, folder: str | Path | None, cache_bytes:
     return None
 
 
+def _load_whole(
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    policy: swap.Policy | None,
+    kept: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> Llama:
+    """Loads a model, from the folder where it was kept as it runs if it is there; otherwise keeps it there."""
+    if kept is not None:
+        source = open_source(directory, dtype)
+        identity = attach.identify(source.files(source.pieces), _numbers(source.dtype, dtype, policy, device))
+        with torch.device("meta"):
+            model = Llama(source.config)
+        if ready.fill(model, kept / identity, identity, progress):
+            return model
+    place = swap.placer(policy, dtype)
+    model = checkpoint.load(directory, dtype=dtype, device=device, place=place, progress=progress)
+    if kept is not None:
+        ready.keep(model, kept / identity, identity)
+    return model
+
+
+def _numbers(stored: torch.dtype, dtype: torch.dtype | None, policy: swap.Policy | None, device: torch.device) -> str:
+    """Says what a checkpoint becomes: together with its files this names what is kept of it."""
+    return f"puna {__version__}, {stored}, {dtype}, {policy and policy.to}, {device.type}"
+
+
 def _load_with_experts_away(
     directory: Path,
     dtype: torch.dtype | None,
@@ -626,8 +657,8 @@ def _load_with_experts_away(
         leave_out=experts.__contains__,
         progress=tell,
     )
-    numbers = f"puna {__version__}, {source.dtype}, {dtype}, {policy and policy.to}, {device.type}"
-    attach.attach(model, offload, read, attach.identify(source.files(experts), numbers), tell_stored)
+    identity = attach.identify(source.files(experts), _numbers(source.dtype, dtype, policy, device))
+    attach.attach(model, offload, read, identity, tell_stored)
     tell(n_bytes, n_bytes)
     return model
 

@@ -235,6 +235,8 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
     )
+    parser.add_argument("--json-schema", metavar="FILE", type=Path, help="answer in JSON that fits this schema")
+    parser.add_argument("--regex", metavar="TEXT", help="answer in a text that this expression matches as a whole")
     for name, (kind, text) in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
 
@@ -244,7 +246,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: as stored)")
     parser.add_argument(
+        "--speculate", metavar="HOW", help="lookup, or a smaller model: guess tokens, check several at once"
+    )
+    parser.add_argument(
         "--quantize", choices=("int4", "int8", "fp8"), help="make weights smaller while loading (default: as stored)"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="keep the model there as it runs, for a faster next start"
     )
     parser.add_argument(
         "--offload", choices=("disk", "host"), help="leave routed experts there and fetch the chosen ones: slow"
@@ -285,7 +293,7 @@ def _reply(assistant: "Assistant", messages: "Sequence[Message]", arguments: arg
     options = _options(arguments)
     if arguments.json:
         response = assistant.respond(messages, **options)
-        _print_response(response, arguments, lambda answer: {"message": answer.message.to_dict()})
+        _print_response(response, arguments, lambda answer: {"message": answer.message.to_dict()}, assistant.drafts)
     else:
         _print_stream(assistant.stream_chat(messages, **options))
 
@@ -310,7 +318,7 @@ def _complete(arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if arguments.json:
         response = assistant.extend(text, images, **options)
-        _print_response(response, arguments, lambda answer: {"text": answer.text})
+        _print_response(response, arguments, lambda answer: {"text": answer.text}, assistant.drafts)
     else:
         _print_stream(assistant.stream_complete(text, images, **options))
 
@@ -531,6 +539,8 @@ def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
         dtype=arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
         device=arguments.device or os.environ.get("PUNA_DEVICE") or None,
         quantize=arguments.quantize,
+        cache_dir=arguments.cache_dir,
+        speculate=arguments.speculate,
         offload=arguments.offload,
         offload_dir=arguments.offload_dir,
         expert_cache_bytes=None if arguments.expert_cache_gb is None else int(arguments.expert_cache_gb * 1e9),
@@ -564,7 +574,10 @@ def _follow(arguments: argparse.Namespace) -> None:
 
 def _options(arguments: argparse.Namespace) -> "Options":
     """Returns the options that were given; the others keep their defaults."""
-    given = {name: value for name in (*_SAMPLING, "stop") if (value := getattr(arguments, name)) is not None}
+    names = (*_SAMPLING, "stop", "regex")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.json_schema is not None:
+        given["json_schema"] = arguments.json_schema.read_text("utf-8")
     return given  # type: ignore[return-value]
 
 
@@ -615,10 +628,14 @@ def _print_stream(texts: Iterable[str]) -> None:
 
 
 def _print_response(
-    response: "Response", arguments: argparse.Namespace, content: "Callable[[Answer], dict[str, Any]]"
+    response: "Response",
+    arguments: argparse.Namespace,
+    content: "Callable[[Answer], dict[str, Any]]",
+    drafts: tuple[int, int],
 ) -> None:
     (answer,) = response.answers
     usage, timings = response.usage, response.timings
+    n_drafted, n_accepted = drafts
     document = {
         "model": _model_name(arguments.model),
         **content(answer),
@@ -629,6 +646,7 @@ def _print_response(
             "total_seconds": round(timings.total_seconds, 4),
             "tokens_per_second": round(timings.tokens_per_second(usage), 2),
         },
+        **({"guesses": {"made": n_drafted, "right": n_accepted}} if n_drafted else {}),
     }
     print(json.dumps(document, ensure_ascii=False))
 

@@ -162,7 +162,7 @@ def pack(weight: Tensor | Int4 | Int8) -> Packed:
     *_, n_out, n_in = codes.shape
     n_in = 2 * n_in if kind == "int4" else n_in
     each = _loaded().puna_matrix_bytes(KINDS.index(kind), n_out, n_in)
-    data = _room.take(each * (n_experts or 1))
+    data = room(each * (n_experts or 1))
     for expert in range(n_experts or 1):
         source = codes if n_experts is None else codes[expert]
         factors = None if scales is None else scales if n_experts is None else scales[expert]
@@ -191,6 +191,11 @@ def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Packed, 
     gate, up = _grouped_linear(rows, gate_up, begins).chunk(2, dim=-1)  # R F
     mixed = _grouped_linear(F.silu(gate) * up, down, begins)  # R D
     return mixed[slots.slot].view(T, k, D).sum(1)  # T D
+
+
+def room(n_bytes: int) -> Tensor:
+    """Returns memory uint8 [n_bytes] for a packed weight: on the border of a cache line, in large pages if it may."""
+    return _room.take(n_bytes)
 
 
 def matrix_of(weight: Packed | None) -> Matrix:
