@@ -224,20 +224,24 @@ def test_messages_of_every_length_arrive(two_ranks: Ranks, length: int) -> None:
     assert said == heard
 
 
-def last_word() -> str:
-    """Rank 1 dies; rank 0 waits for it within a step, and has more patience than a test."""
+def last_word(dying: int) -> str:
+    """One rank dies. The other waits for it, rank 0 within a step, rank 1 for something to do."""
     mesh = Mesh(Layout(tensor=2), patience=timedelta(hours=1))
-    if mesh.rank == 1:
+    if mesh.rank == dying:
         os._exit(1)
     try:
-        mesh.sum(torch.ones(3))
+        if mesh.is_leader:
+            mesh.sum(torch.ones(3))
+        else:
+            mesh.hear()
     except DeviceError as error:
         return str(error)
     return "no error"
 
 
-def test_death_of_a_rank_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dying", "doing"), [(1, "adding up"), (0, "listening to rank 0")])
+def test_death_of_a_rank_is_an_error_and_no_endless_wait(tmp_path: Path, dying: int, doing: str) -> None:
     with started(2, tmp_path) as ranks:
-        survivor, dead = ranks.outcomes(last_word)
-    assert dead.failure == "died"
-    assert "lost another rank while adding up" in survivor.result
+        outcomes = ranks.outcomes(last_word, dying)
+    assert outcomes[dying].failure == "died"
+    assert f"lost another rank while {doing}" in outcomes[1 - dying].result

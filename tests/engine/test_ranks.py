@@ -135,8 +135,15 @@ def test_two_ranks_answer_as_one(two_ranks: Ranks, shape: str, layout: Layout) -
     check_same(two_ranks, SHAPES[shape], layout, answers)
 
 
-@pytest.mark.parametrize("layout", ON_FOUR, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
+# Every layout with one of the shapes; with both, it is slow.
+_SHAPES_ON_FOUR = [
+    pytest.param(shape, layout, marks=() if (i + j) % 2 else pytest.mark.slow, id=f"{shape}-{layout}")
+    for i, shape in enumerate(SHAPES)
+    for j, layout in enumerate(ON_FOUR)
+]
+
+
+@pytest.mark.parametrize(("shape", "layout"), _SHAPES_ON_FOUR)
 def test_four_ranks_answer_as_one(four_ranks: Ranks, shape: str, layout: Layout) -> None:
     check_same(four_ranks, SHAPES[shape], layout, answers)
 
@@ -158,8 +165,17 @@ def test_caches_come_and_go_on_all_ranks(two_ranks: Ranks) -> None:
     check_same(two_ranks, SHAPES["maverick"], Layout(expert=2), answers_of_several_engines)
 
 
-@pytest.mark.parametrize("layout", [Layout(tensor=2, expert=2), Layout(tensor=2, pipeline=2)], ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ("scout", Layout(tensor=2, expert=2)),
+        ("maverick", Layout(tensor=2, pipeline=2)),
+        pytest.param("maverick", Layout(tensor=4), marks=pytest.mark.slow),
+        pytest.param("maverick", Layout(expert=4), marks=pytest.mark.slow),
+        pytest.param("scout", Layout(pipeline=4), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_ranks_that_make_their_parts_int4_answer_as_one(four_ranks: Ranks, shape: str, layout: Layout) -> None:
     check_same(four_ranks, widened(SHAPES[shape]), layout, answers, Numbers(placed="int4"))
 
