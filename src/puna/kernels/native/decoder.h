@@ -120,10 +120,18 @@ class Forward {
 
     void prepare() {
         const int64_t H = m.head_dim, k = m.n_active_experts, R = T * k;
-        int64_t widest_hidden = 0, widest_shared = 0;
+        int64_t hidden = 0, shared = 0;  // widest rows, and widest records, of all layers
+        int64_t plain = record_bytes(m.head.kind, m.width), router = 0, of_shared = 0, of_hidden = 0, of_shared_hidden = 0;
+        const auto widen = [](int64_t& most, int64_t n) { most = std::max(most, n); };
         for (int32_t i = 0; i < m.n_layers; ++i) {
-            widest_hidden = std::max<int64_t>(widest_hidden, m.layers[i].gate_up.n_out);
-            widest_shared = std::max<int64_t>(widest_shared, 2 * (int64_t)m.layers[i].shared_gate.n_out);
+            const Layer& y = m.layers[i];
+            for (const Matrix* w : {&y.query, &y.output, &y.gate_up}) widen(plain, record_bytes(w->kind, w->n_in));
+            widen(router, record_bytes(y.router.kind, y.router.n_in));
+            widen(of_shared, record_bytes(y.shared_gate.kind, y.shared_gate.n_in));
+            widen(of_hidden, record_bytes(y.down.kind, y.down.n_in));
+            widen(of_shared_hidden, record_bytes(y.shared_down.kind, y.shared_down.n_in));
+            widen(hidden, y.gate_up.n_out);
+            widen(shared, 2 * (int64_t)y.shared_gate.n_out);
         }
         s.x.shape(T, m.width);
         s.normed.shape(std::max(T, b.n_wanted), m.width);
@@ -133,15 +141,14 @@ class Forward {
         s.mixed.shape(T, m.n_heads * padded(H, LANES));
         s.queries.shape(T, m.n_heads * padded(H, 2) * 4);
         s.angles.shape(T, 2 * H);
-        s.gate_up.shape(R, widest_hidden);
-        s.shared_hidden.shape(T, widest_shared);
+        s.gate_up.shape(R, hidden);
+        s.shared_hidden.shape(T, shared);
         s.router.shape(T, std::max(1, m.n_experts));
-        const int64_t most = 4 * padded(std::max<int64_t>({m.width, m.n_heads * H, widest_hidden / 2, widest_shared / 2}), GROUP);
-        s.records.shape(std::max(T, b.n_wanted), most);
-        s.router_records.shape(T, most);
-        s.shared_records.shape(T, most);
-        s.hidden_records.shape(R, most);
-        s.shared_hidden_records.shape(T, most);
+        s.records.shape(std::max(T, b.n_wanted), plain);
+        s.router_records.shape(T, router);
+        s.shared_records.shape(T, of_shared);
+        s.hidden_records.shape(R, of_hidden);
+        s.shared_hidden_records.shape(T, of_shared_hidden);
         point(s.record_at, s.records, std::max(T, b.n_wanted));
         point(s.router_record_at, s.router_records, T);
         point(s.shared_record_at, s.shared_records, T);
