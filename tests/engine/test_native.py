@@ -11,9 +11,10 @@ from puna.engine.batch import Batch, Entry
 from puna.engine.blocks import Counts, Layout
 from puna.engine.cache import KVCache
 from puna.engine.native import NativeRunner
-from puna.engine.runner import Runner, TorchRunner
+from puna.engine.runner import Runner, TorchRunner, for_model
 from puna.kernels import native
 from puna.model.transformer import Llama
+from puna.quant import swap
 from tests.reference.tiny import PATCH_ID, random_ids, random_model, tiny_config
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C++ kernels are not built for this processor")
@@ -126,3 +127,15 @@ def test_only_wanted_rows_come_out() -> None:
     every = texts.runners[1].run(texts.batch([(0, ids)]))
     some = again.runners[1].run(again.batch([(0, ids)])._replace(wanted=torch.tensor([3, 19])))
     assert torch.equal(some, every[[3, 19]])
+
+
+def test_the_native_runner_is_chosen_where_everything_is_packed() -> None:
+    model = random_model(wide_config())
+    cache = KVCache(model.config.text, Counts(4, 4), dtype=torch.float32, device=torch.device("cpu"))
+    assert isinstance(for_model(model, cache), TorchRunner)
+    packed = random_model(wide_config())
+    for name, parameter in list(packed.named_parameters()):
+        swap.placer()(packed, name, parameter.detach())
+    assert isinstance(for_model(packed, cache), NativeRunner)
+    swap.put(packed, "layers.0.attention.key.weight", native.pack(torch.zeros(64, 80, dtype=torch.bfloat16)))
+    assert isinstance(for_model(packed, cache), TorchRunner)

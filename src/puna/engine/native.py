@@ -21,14 +21,19 @@ _NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of `Numbers` 
 
 
 def fits(model: Llama, cache: KVCache) -> bool:
-    """Returns whether all matrices of the decoder are packed for the kernels, and the cache holds numbers they know."""
+    """Returns whether all matrices of the decoder are packed for the kernels, and the cache holds numbers they know.
+
+    Matrices that read the same numbers must be of one kind: they share a record.
+    """
     if not native.available() or cache.dtype not in _NUMBERS:
         return False
     routed = [block.moe for block in _blocks(model) if block.moe is not None]
     routers = {id(moe.router) for moe in routed}
     decoder = [model.head, *(part for block in model.layers for part in block.modules())]
     is_plain = any(isinstance(part, nn.Linear) and id(part) not in routers for part in decoder)
-    return not is_plain and all(isinstance(moe.experts.gate_up, Packed) for moe in routed)
+    if is_plain or not all(isinstance(moe.experts.gate_up, Packed) for moe in routed):
+        return False
+    return all(_read_alike(*linears) for block in _blocks(model) for linears in _sharing_input(block))
 
 
 class NativeRunner:
@@ -160,6 +165,17 @@ class NativeRunner:
     def _keep(self, tensor: Tensor) -> Tensor:
         self._kept.append(tensor)
         return tensor
+
+
+def _sharing_input(block: Block) -> list[tuple[nn.Module, ...]]:
+    """Returns the maps of a layer that read the same record of an activation."""
+    attention, feed_forward = block.attention, block.mlp if block.moe is None else block.moe.shared
+    assert feed_forward is not None, "a layer is dense or routed"
+    return [(attention.query, attention.key, attention.value), (feed_forward.gate, feed_forward.up)]
+
+
+def _read_alike(*linears: nn.Module) -> bool:
+    return len({linear.weight.kind for linear in linears if isinstance(linear.weight, Packed)}) == 1
 
 
 def _bytes_read(layer: native.Layer, n_active_experts: int) -> list[int]:
