@@ -175,7 +175,8 @@ def _sharing_input(block: Block) -> list[tuple[nn.Module, ...]]:
 
 
 def _read_alike(*linears: nn.Module) -> bool:
-    return len({linear.weight.kind for linear in linears if isinstance(linear.weight, Packed)}) == 1
+    weights = [linear.weight for linear in linears]
+    return len({weight.kind for weight in weights if isinstance(weight, Packed)}) == 1
 
 
 def _bytes_read(layer: native.Layer, n_active_experts: int) -> list[int]:
