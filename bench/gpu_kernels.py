@@ -13,7 +13,7 @@ from triton.testing import do_bench
 
 from puna.kernels import triton_attention, triton_decoder, triton_experts, triton_int4
 from puna.kernels.formats import Int4, n_bytes
-from puna.kernels.triton_weights import stored
+from puna.kernels.triton_weights import stored, words
 
 MATRICES = {"query, key, value": (7168, 5120), "output": (5120, 5120), "down": (5120, 8192), "head": (202_048, 5120)}
 
@@ -75,14 +75,14 @@ def sweep() -> Iterator[dict[str, Any]]:
             for columns in (512, 1024, 2048):
                 for warps in (1, 2, 4, 8):
                     grid = (triton.cdiv(n_out, out),)
-                    arguments = (x, codes, scales, y, n_out, n_in, kind, out, columns)
+                    arguments = (x, words(codes), scales, y, n_out, n_in, kind, out, columns)
                     work = timed(lambda g=grid, a=arguments, w=warps: triton_int4._one[g](*a, num_warps=w))
                     yield {
                         "kernel": f"int4 {name}, 1 row",
                         "tile": f"{out}x{columns}/{warps}",
                         "microseconds": 1e6 * work,
                     }
-        x, y = normal(16, n_in), normal(16, n_out)
+        x, y = normal(16, n_in), normal(16, n_out)  # what one row would take through matrix units, too
         for out in (16, 32, 64):
             for columns in (64, 128, 256):
                 for warps in (2, 4, 8):

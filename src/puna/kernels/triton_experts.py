@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from puna.kernels.formats import GROUP, Int4, Small
-from puna.kernels.triton_weights import operands, row_product, stored, tile_product
+from puna.kernels.triton_weights import operands, row_product, row_tile, stored, tile_product, words
 from puna.shapes import sizes
 
 Weight = Tensor | Small
@@ -83,9 +83,24 @@ def _few_rows(x: Tensor, factors: Tensor, experts: Tensor, weight: Weight, k: in
     kind, codes, scales, n_rows, n_in = _checked(weight)
     n_out = n_rows // 2 if is_gated else n_rows
     y = x.new_empty(len(experts), n_out)
-    grid = (triton.cdiv(n_out, 8), len(experts))
+    out, columns, warps = row_tile(kind)
+    grid = (triton.cdiv(n_out, out), len(experts))
     _own_expert[grid](
-        x, factors, experts, codes, scales, y, k, n_rows, n_out, n_in, is_gated, kind, 8, 1024, num_warps=4
+        x,
+        factors,
+        experts,
+        words(codes),
+        scales,
+        y,
+        k,
+        n_rows,
+        n_out,
+        n_in,
+        is_gated,
+        kind,
+        out,
+        columns,
+        num_warps=warps,
     )
     return y
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puna.kernels.formats import GROUP, Int4, Small, dequantize
-from puna.kernels.triton_weights import nibbles, operands, row_product, stored, tile_product
+from puna.kernels.triton_weights import nibbles, operands, row_product, row_tile, stored, tile_product, words
 
 MANY_ROWS = 1024
 """From this many rows on a weight is written out as numbers first. A guess from bytes and operations, unmeasured."""
@@ -32,7 +32,8 @@ def linear(x: Tensor, weight: Small) -> Tensor:
     kind, codes, scales, n_out, _ = stored(weight)
     x, y = x.contiguous(), x.new_empty(T, n_out)
     if T == 1:
-        _one[(triton.cdiv(n_out, 8),)](x, codes, scales, y, n_out, n_in, kind, 8, 1024, num_warps=4)
+        out, columns, warps = row_tile(kind)
+        _one[(triton.cdiv(n_out, out),)](x, words(codes), scales, y, n_out, n_in, kind, out, columns, num_warps=warps)
     elif T > 1:
         rows = 16 if T <= 16 else 64
         tile = 16 if T <= 16 else 64

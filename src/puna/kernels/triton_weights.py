@@ -53,6 +53,19 @@ def operands(dtype: torch.dtype) -> tl.dtype:
     return tl.bfloat16
 
 
+def row_tile(kind: str) -> tuple[int, int, int]:
+    """Returns how many weight rows and columns one program of `row_product` takes at a time, and its warps.
+
+    A warp of its own for int4 needs no barrier to spread x over its threads. Read off the machine code, unmeasured.
+    """
+    return (4, 1024, 1) if kind == "int4" else (8, 1024, 4)
+
+
+def words(codes: Tensor) -> Tensor:
+    """Returns Int4's codes as int32, eight numbers each, as `row_product` wants them; others as they are."""
+    return codes.view(torch.int32) if codes.dtype == torch.uint8 else codes
+
+
 @triton.jit
 def nibbles(codes):
     """Returns the numbers -8..7 of bytes [.. n] as float32 [.. n 2]."""
@@ -62,27 +75,61 @@ def nibbles(codes):
 
 
 @triton.jit
+def eighths(x, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Returns the columns 0, 1, .. 7 of every 8 of x [ROWS 8*WORDS], each [ROWS WORDS]."""
+    even, odd = tl.split(tl.reshape(x, [ROWS, WORDS, 2, 2, 2]))
+    even_0, even_1 = tl.split(even)
+    odd_0, odd_1 = tl.split(odd)
+    x0, x4 = tl.split(even_0)
+    x2, x6 = tl.split(even_1)
+    x1, x5 = tl.split(odd_0)
+    x3, x7 = tl.split(odd_1)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def raised(words, NIBBLE: tl.constexpr):
+    """Returns the numbers -8..7 in one nibble of each word, times 16**NIBBLE: it stays where it is among the bits."""
+    bits = (words & (15 << (4 * NIBBLE))) | 0x4B000000
+    return bits.to(tl.float32, bitcast=True) - (8388608.0 + 8 * 16**NIBBLE)
+
+
+@triton.jit
 def row_product(x, codes, scales, row, seen, n_in, KIND: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):
     """Returns [OUT] float32: the one row at `x` times the weight rows `row` [OUT] where `seen`.
 
-    One row has no use for matrix units: every weight is read once, multiplied and summed in float32.
+    One row has no use for matrix units: every weight is read once, multiplied and summed in float32. Codes of int4 are
+    int32 here. Each of its weights must cost few operations, or arithmetic is slower than memory: three are a mask, a
+    subtraction and a multiply-add. So x, of which there is little, is lowered by what `raised` leaves too high.
     """
     if KIND == "int4":
         GROUPS: tl.constexpr = IN // GROUP_LEN
+        WORDS: tl.constexpr = GROUP_LEN // 8
         n_groups = n_in // GROUP_LEN
         each = tl.arange(0, GROUP_LEN)
-        byte = tl.arange(0, GROUP_LEN // 2)
+        word = tl.arange(0, WORDS)
+        lower = ((127 - 4 * (each & 3)) << 23).to(tl.float32, bitcast=True)  # 16**-(column % 4), by its exponent
         sums = tl.zeros([OUT, GROUPS], tl.float32)
         for at in range(0, n_groups, GROUPS):
             group = at + tl.arange(0, GROUPS)
             inside = group < n_groups
             number = tl.load(x + group[:, None] * GROUP_LEN + each[None, :], mask=inside[:, None], other=0.0)
+            number = number.to(tl.float32) * lower[None, :]  # GROUPS 32
             whole = seen[:, None] & inside[None, :]
             scale = row[:, None] * n_groups + group[None, :]  # OUT GROUPS
-            place = scale[:, :, None] * (GROUP_LEN // 2) + byte[None, None, :]  # OUT GROUPS 16
-            w = nibbles(tl.load(codes + place, mask=whole[:, :, None], other=0))
-            w = tl.reshape(w, [OUT, GROUPS, GROUP_LEN])
-            inner = tl.sum(w * number.to(tl.float32)[None, :, :], axis=2)  # OUT GROUPS
+            place = scale[:, :, None] * WORDS + word[None, None, :]  # OUT GROUPS 4
+            low = tl.load(codes + place, mask=whole[:, :, None], other=0)
+            high = low >> 16
+            x0, x1, x2, x3, x4, x5, x6, x7 = eighths(number, GROUPS, WORDS)
+            inner = raised(low, 0) * x0[None, :, :]
+            inner += raised(low, 1) * x1[None, :, :]
+            inner += raised(low, 2) * x2[None, :, :]
+            inner += raised(low, 3) * x3[None, :, :]
+            inner += raised(high, 0) * x4[None, :, :]
+            inner += raised(high, 1) * x5[None, :, :]
+            inner += raised(high, 2) * x6[None, :, :]
+            inner += raised(high, 3) * x7[None, :, :]
+            inner = tl.sum(inner, axis=2)  # OUT GROUPS
             sums += inner * tl.load(scales + scale, mask=whole, other=0.0).to(tl.float32)
         return tl.sum(sums, axis=1)
     else:
