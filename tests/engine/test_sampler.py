@@ -222,3 +222,14 @@ def test_however_many_tokens_are_kept_they_are_drawn_by_their_definition(n_kept:
 def test_a_logit_of_minus_infinity_is_a_token_that_is_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
     assert all(choose(logits, [SamplerState(Sampling(seed=i, top_p=1.0), ())])[0].token == 1 for i in range(5))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_choices_are_those_of_the_processor() -> None:
+    logits = torch.randn(12, 8, 5000, generator=torch.Generator().manual_seed(8)) * 2
+    here, there = ([SamplerState(s, (1, 2, 3)) for s in settings_of_many_kinds(4)] for _ in range(2))
+    sampler, on_gpu = Sampler(forbidden=(5,)), Sampler(forbidden=(5,))
+    for step in logits:
+        chosen = sampler.verify(step, here, [()] * 8)
+        same = on_gpu.verify(step.cuda(), there, [()] * 8)
+        assert [c.token for (c,) in chosen] == [c.token for (c,) in same]

@@ -169,7 +169,7 @@ class Sampler:
     ) -> "_Worked":
         """Changes `rows` [A V], which it may keep, as their sequences ask, and chooses a token of each."""
         if self._forbidden:
-            rows.index_fill_(1, self._forbidden_ids.to(rows.device), -torch.inf)
+            rows.index_fill_(1, self._forbidden_on(rows.device), -torch.inf)
         if layout.penalised.places is not None:
             accounts = [seen for i in layout.penalised.states if (seen := states[i].seen) is not None]
             if self._penalties is None or not self._penalties.serves(accounts, rows.device):
@@ -189,13 +189,18 @@ class Sampler:
             likely = candidates(_rows(rows, some.places), some.temperature, layout.n_candidates, layout.all_closed)
         return _Worked(rows, tokens, peaks > -torch.inf, likely)
 
+    def _forbidden_on(self, device: torch.device) -> Tensor:
+        """Returns the forbidden ids, which move to the device of the logits once."""
+        self._forbidden_ids = self._forbidden_ids.to(device)
+        return self._forbidden_ids
+
     def _mend(self, found: "_Found", logits: Tensor, layout: "_Layout") -> None:
         """Corrects in `found` the plain rows whose arg-max is forbidden."""
         if self._forbidden.isdisjoint(found.tokens):
             return
         for row in layout.plain_rows:
             if found.tokens[row] in self._forbidden:
-                allowed = logits[row].index_fill(0, self._forbidden_ids.to(logits.device), -torch.inf)
+                allowed = logits[row].index_fill(0, self._forbidden_on(logits.device), -torch.inf)
                 found.tokens[row] = int(allowed.argmax())
 
 
