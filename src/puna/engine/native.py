@@ -175,8 +175,12 @@ def _sharing_input(block: Block) -> list[tuple[nn.Module, ...]]:
 
 
 def _read_alike(*linears: nn.Module) -> bool:
-    weights = [linear.weight for linear in linears]
-    return len({weight.kind for weight in weights if isinstance(weight, Packed)}) == 1
+    return len({_kind_of(linear) for linear in linears}) == 1
+
+
+def _kind_of(linear: nn.Module) -> str | None:
+    weight = linear.weight
+    return weight.kind if isinstance(weight, Packed) else None
 
 
 def _bytes_read(layer: native.Layer, n_active_experts: int) -> list[int]:
