@@ -192,6 +192,29 @@ def test_the_command_line_says_one_line_on_standard_error(checkpoint: Path, tmp_
     assert done.stderr.startswith("experts on disk: a token uses 2 of 8 (") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["disk", "host"])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_model_on_a_gpu_answers_with_its_experts_elsewhere(
+    offload: str, quantize: str | None, checkpoint: Path, tmp_path: Path
+) -> None:
+    resident = puna.load(checkpoint, dtype="bfloat16", quantize=quantize, device="cuda")
+    folder = {"offload_dir": tmp_path} if offload == "disk" else {}
+    ours = puna.load(
+        checkpoint,
+        dtype="bfloat16",
+        quantize=quantize,
+        device="cuda",
+        offload=offload,
+        expert_cache_bytes=60_000,
+        **folder,
+    )
+    ids = random_ids(60, 1)
+    logits, expected = (llama.logits(ids) for llama in (ours, resident))
+    # Products of other shapes add up in another order: a rounding step of bfloat16 on logits of about 1.
+    torch.testing.assert_close(logits, expected, atol=2**-5, rtol=2**-6)
+
+
 @pytest.mark.slow
 def test_a_model_larger_than_what_it_may_take_runs(tmp_path: Path) -> None:
     """Experts of 0.8 GB in a process of its own, with a cache of 20 MB: the kernel's own high-water mark of its memory

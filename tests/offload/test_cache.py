@@ -258,3 +258,27 @@ def test_the_rate_is_measured_on_experts_that_stay() -> None:
     assert cache.traffic == Traffic()
     take(cache, 1, 0, 1)
     assert cache.traffic.n_hits == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("n_places", [1, 2, 8])
+def test_experts_come_onto_a_gpu_right_while_it_still_computes(source: str, n_places: int, tmp_path: Path) -> None:
+    """Each place is read by a product that is queued behind long work, and filled again at once."""
+    big = torch.randn(4096, 4096, device="cuda")
+    store = (
+        HostStore(EXPERTS, numbered, locked=True)
+        if source == "host"
+        else make_store("disk", tmp_path, EXPERTS, numbered)
+    )
+    cache = ExpertCache(store, n_places * store.record.n_bytes, "cuda")
+    sums: list[tuple[int, torch.Tensor]] = []
+    for step in range(20):
+        layer = (1, 3)[step % 2]
+        for expert, gate_up, _ in cache.visit(layer, [0, 1, 2, 3]):
+            big = (big @ big).clamp(-1, 1)
+            assert isinstance(gate_up, torch.Tensor)
+            sums.append((layer * 100 + expert, gate_up.mean() + 0 * big[0, 0]))
+        cache.expect(4 - layer, [2, 3])
+    assert [round(found.item()) for _, found in sums] == [number for number, _ in sums]
+    cache.close()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,31 @@ def test_who_is_interrupted_leaves_whole_layers_and_goes_on(tmp_path: Path) -> N
         write_missing(tmp_path, "test", EXPERTS, read)
     assert [path.name for path in tmp_path.iterdir()] == ["layer-001.experts"]
     write_missing(tmp_path, "test", EXPERTS, numbered)
+    DiskStore(tmp_path, "test", EXPERTS).close()
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "layer-001.partial").write_bytes(b"\1" * 100_000)
+    write_missing(tmp_path, "test", EXPERTS, numbered)
+    DiskStore(tmp_path, "test", EXPERTS).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layer-001.experts", "layer-003.experts"]
+
+
+def test_whoever_comes_while_another_writes_waits_and_writes_nothing(tmp_path: Path) -> None:
+    asked: list[Key] = []
+
+    def read(key: Key) -> Pair:
+        asked.append(key)
+        return numbered(key)
+
+    threads = [
+        threading.Thread(target=write_missing, args=(tmp_path, "test", EXPERTS, read), daemon=True) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert asked == EXPERTS.all_keys()
     DiskStore(tmp_path, "test", EXPERTS).close()
 
 

@@ -7,11 +7,13 @@ A file: one page with a JSON object that describes it, then the records of exper
 Not here: how a checkpoint is read (`weights`), what stays in memory (`cache`).
 """
 
+import contextlib
 import errno
+import fcntl
 import json
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -164,23 +166,24 @@ def write_missing(
 ) -> None:
     """Writes the files that a store in `folder` lacks, one expert in memory at a time. Those that are there stay.
 
-    Raises WeightsError when the disk has no room for them, before anything is written, or cannot be written.
+    Whoever comes while another process writes waits for it. Raises WeightsError when the disk has no room for the
+    files, before anything is written, or cannot be written.
     """
-    missing = [layer for layer in experts.layers if not _path(folder, layer).exists()]
-    if not missing:
+    if not _missing(folder, experts):
         return
-    n_total, n_done = len(experts.layers) * experts.n_experts, (len(experts.layers) - len(missing)) * experts.n_experts
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for layer in missing:
-            first = read(Key(layer, 0))
-            record = records.record_of(first)
-            if layer == missing[0]:
-                _check_room(folder, len(missing) * _file_bytes(record, experts))
-            _write_layer(folder, identity, layer, experts, record, first, read)
-            n_done += experts.n_experts
-            if progress is not None:
-                progress(n_done, n_total)
+        with _alone(folder):
+            missing = _missing(folder, experts)
+            for number, layer in enumerate(missing):
+                first = read(Key(layer, 0))
+                record = records.record_of(first)
+                if number == 0:
+                    _check_room(folder, len(missing) * _file_bytes(record, experts))
+                _write_layer(folder, identity, layer, experts, record, first, read)
+                if progress is not None:
+                    n_left = len(missing) - number - 1
+                    progress((len(experts.layers) - n_left) * experts.n_experts, len(experts.all_keys()))
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise WeightsError(f"{folder}: cannot be written ({reason}); give another folder, or make room") from error
@@ -194,6 +197,21 @@ def pages(n_bytes: int) -> Tensor:
 def view_bytes(room: Tensor) -> memoryview:
     """Returns the bytes of a tensor uint8 [n] of the host's memory, to be read into or written from."""
     return memoryview(room.numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers
+
+
+def _missing(folder: Path, experts: Layers) -> list[int]:
+    return [layer for layer in experts.layers if not _path(folder, layer).exists()]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which the system takes back from a process that ends in whatever way."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _path(folder: Path, layer: int) -> Path:
@@ -221,7 +239,7 @@ def _write_layer(
     folder: Path, identity: str, layer: int, experts: Layers, record: Record, first: Pair, read: ReadExpert
 ) -> None:
     path = _path(folder, layer)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_suffix(".partial")  # of a process that was killed: written over
     room = torch.zeros(record.n_bytes, dtype=torch.uint8)  # what lies between tensors is zero
     try:
         with partial.open("wb") as file:
