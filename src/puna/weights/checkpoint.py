@@ -337,9 +337,11 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def copy_files(files: Sequence[Path], folder: Path) -> None:
+    """Copies files into a folder, names kept."""
     for file in files:
         shutil.copyfile(file, folder / file.name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object as indented JSON that ends with a line break."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
