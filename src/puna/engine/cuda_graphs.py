@@ -5,6 +5,7 @@ In: a `Batch`. Out: logits; keys and values are stored on the way. A graph holds
 when they are first needed, or all at once by `prepare`. Steps with prompts or pictures, and those too large for any
 graph, run without: `steps` counts both, and a decoding step that no graph takes warns once.
 Not here: what a step does (`cuda_step`) and reads (`cuda_inputs`).
+Why Triton, what was chosen and what is unmeasured: docs/decisions/014.
 
 Untested on a GPU so far: the tests run everything but `capture_on_gpu` on the CPU, in Triton's interpreter.
 """

@@ -4,6 +4,7 @@ In: activations and a weight of `formats`. Out: activations. One row is a sweep 
 (`_one`), up to a few hundred rows go through the matrix units tile by tile (`_many`); above that the arithmetic weighs
 more than the bytes, and writing the numbers out once for the library's product is meant to win (`MANY_ROWS`).
 Plain twin: `quantized.linear_plain`.
+Why Triton, what was chosen and what is unmeasured: docs/decisions/014.
 Every speed here is a guess until a GPU has run bench/gpu.py; the tests run the kernels in Triton's interpreter.
 """
 
