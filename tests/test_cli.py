@@ -128,6 +128,32 @@ def test_complete_goes_on_after_a_text(run: Run, tiny: str, monkeypatch: pytest.
     assert run.document("complete", "-", "--model", tiny, *FAST)["text"] == document["text"]
 
 
+def test_guesses_change_no_answer_and_are_counted(run: Run, tiny: str) -> None:
+    command = ["complete", "abababab", "--model", tiny, "--max-new-tokens", "30", "--temperature", "0"]
+    plain = run.document(*command)
+    assert "guesses" not in plain
+    for how in ("lookup", tiny):
+        document = run.document(*command, "--speculate", how)
+        assert document["text"] == plain["text"]
+        assert document["guesses"]["made"] >= document["guesses"]["right"] > 0
+    assert "its vocabulary is another one" in run.refused(*command, "--speculate", "cria")
+
+
+def test_an_answer_can_be_held_to_a_schema_or_an_expression(run: Run, tiny: str, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}'
+    )
+    command = ["complete", "ab", "--model", tiny, "--max-new-tokens", "300"]
+    assert json.loads(run.document(*command, "--json-schema", schema)["text"])["a"] in (1, 2)
+    assert run.document(*command, "--regex", "x[yz]")["text"] in ("xy", "xz")
+    assert "regex: cannot be followed" in run.refused(*command, "--regex", "(x")
+    assert "regex are given" in run.refused(*command, "--regex", "x", "--json-schema", schema)
+    schema.write_text("[")
+    assert "json_schema: is not a JSON schema" in run.refused(*command, "--json-schema", schema)
+
+
 def test_convert_there_and_back_keeps_every_answer(run: Run, tiny: str, tmp_path: Path) -> None:
     document = run.document("convert", tiny, tmp_path / "meta", "--to", "meta", "--shards", "2")
     assert document["layout"] == "meta"
