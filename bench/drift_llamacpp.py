@@ -61,7 +61,7 @@ def main() -> None:
         common = [chosen.llama / "llama-perplexity", "-c", length, "-b", length, "--kl-divergence-base", base]
         _run([*common, "-m", files.pop("bf16"), "-f", chosen.text, "--chunks", chosen.windows])
         for name, file in files.items():
-            results[f"llama.cpp {name}"] = _read(_run([*common, "-m", file, "--kl-divergence"]))
+            results[f"llama.cpp {name}"] = _compare([*common, "-m", file, "--kl-divergence"])
             _show(name, results[f"llama.cpp {name}"])
         windows = _ids(base)
     results |= _puna(chosen.checkpoint, windows, chosen.quantize)
@@ -84,14 +84,19 @@ def _run(command: Sequence[object]) -> str:
     return said.stdout + said.stderr
 
 
-def _read(text: str) -> dict[str, float]:
-    """Returns the figures that llama-perplexity prints, under the names that ours have."""
-    found = {name: re.search(pattern, text) for name, pattern in _LABELS.items()}
-    missing = [name for name, match in found.items() if match is None]
-    if missing:
-        raise SystemExit(f"llama-perplexity printed no {', '.join(missing)}:\n{text[-2000:]}")
-    figures = {name: float(match[1]) for name, match in found.items() if match is not None}
-    return figures | {"agreement": figures["agreement"] / 100}
+def _compare(command: Sequence[object]) -> dict[str, float]:
+    """Returns the figures that llama-perplexity prints, under the names that ours have.
+
+    It prints from a thread of its own, and on a busy machine it may end before its last lines are out: then again.
+    """
+    text = ""
+    for _ in range(3):
+        text = _run(command)
+        found = {name: re.search(pattern, text) for name, pattern in _LABELS.items()}
+        figures = {name: float(match[1]) for name, match in found.items() if match is not None}
+        if len(figures) == len(_LABELS):
+            return figures | {"agreement": figures["agreement"] / 100}
+    raise SystemExit(f"llama-perplexity printed no results:\n{text[-2000:]}")
 
 
 def _ids(base: Path) -> list[list[int]]:
