@@ -1,8 +1,9 @@
 """puna and the systems that people would take instead, on the same weights, in turn, in one sitting.
 
     python bench/peers.py CHECKPOINT --llama BIN_DIR --gguf bf16=FILE --gguf Q4_0=FILE --gguf Q4_K_M=FILE \
-        --vllm PYTHON --preload TCMALLOC:LIBIOMP [--only prefill decode_b1 ...] [--rounds 3] [--runs 3]
+        --vllm PYTHON --preload TCMALLOC:LIBIOMP [--ready int4=DIR] [--only prefill decode_b1 ...] [--rounds 3]
 
+puna's int4 is made while loading, each time anew, unless --ready names what `puna quantize` has made of the checkpoint.
 Each round runs every system once, one after the other, each in a process of its own, two threads each: A B C A B C ...
 Samples of all rounds together make the medians, and LINES says which ratios are wanted. `--only` takes names of cases
 or beginnings of them, so that a sitting can be cut into pieces of minutes; a piece runs only the systems that its lines
@@ -125,6 +126,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder of the weights that all systems run")
     parser.add_argument("--llama", type=Path, metavar="DIR", help="llama.cpp's programs")
     parser.add_argument("--gguf", action="append", default=[], metavar="NAME=FILE", help="bf16, Q4_0 or Q4_K_M")
+    parser.add_argument(
+        "--ready", action="append", default=[], metavar="FORMAT=DIR", help="what `puna quantize` made, such as int4=DIR"
+    )
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="the interpreter that has vLLM")
     parser.add_argument("--preload", default="", metavar="LIB:LIB", help="what vLLM wants loaded: tcmalloc and libiomp")
     parser.add_argument(
@@ -140,6 +144,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the document goes")
     chosen = parser.parse_args()
     chosen.gguf = {name: Path(file) for name, _, file in (each.partition("=") for each in chosen.gguf)}
+    chosen.ready = dict(each.split("=", 1) for each in chosen.ready)
     return chosen
 
 
@@ -180,12 +185,13 @@ def _run(system: str, number: int, cases: Sequence[str], chosen: argparse.Namesp
 
 
 def _puna(form: str, cases: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]:
-    quantize = ["--quantize", form] if form else []
-    command = [sys.executable, "-m", "puna", "bench", chosen.checkpoint, "--json", "--runs", str(chosen.runs)]
+    folder = chosen.ready.get(form, chosen.checkpoint)
+    quantize = ["--quantize", form] if form and form not in chosen.ready else []
+    command = [sys.executable, "-m", "puna", "bench", folder, "--json", "--runs", str(chosen.runs)]
     said = _process([*command, *quantize, "--device", "cpu", "--only", *cases], chosen)
     document: dict[str, Any] = json.loads(said.text)
     if _is_chosen("load_s", chosen.only):
-        one = ["complete", "a", "--model", chosen.checkpoint, "--max-new-tokens", "1", "--device", "cpu"]
+        one = ["complete", "a", "--model", folder, "--max-new-tokens", "1", "--device", "cpu"]
         document["samples"]["start_s"] = [_process([sys.executable, "-m", "puna", *one, *quantize], chosen).seconds]
     return document
 

@@ -11,7 +11,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from puna.bench import machine, work
 from puna.bench.record import Figure, Record
 from puna.chat import Assistant
+from puna.config import LlamaConfig
 from puna.engine.engine import Engine
 from puna.engine.request import Request, Sampling
 from puna.errors import ConfigError
@@ -35,8 +36,6 @@ DEFAULT_CASES = (
     "decode_b16_ctx128",
     "decode_b1_ctx16384",
 )
-_SMALL_ON_CPU = ("int4", "int8")  # products with these weights are whole numbers there
-
 Progress = Callable[[str], None]
 
 
@@ -118,12 +117,12 @@ def measure(
     peak, resident = machine.peak_bytes(place), machine.peak_resident_bytes()
 
     progress("memory and matrix products")
-    whole = quantize in _SMALL_ON_CPU and place.type == "cpu"
+    weights = work.weight_bytes(llama)
+    whole = place.type == "cpu" and quantize != "fp8" and _is_small(config, weights)
     limits = work.Limits(
         read_bytes=machine.read_bytes_per_second(place, runs, read_size),
         flops=machine.flops(place, torch.int8 if whole else llama.embedding.weight.dtype, runs, product_size),
     )
-    weights = work.weight_bytes(llama)
     figures = {
         f"{each.name}_tok_s": Figure(samples=rates, floor=_floor(engine, weights, limits, each))
         for each, rates in samples.items()
@@ -200,6 +199,11 @@ def _decode(engine: Engine, prompts: Sequence[Sequence[int]], temperature: float
 def _most_new_tokens(batch: int) -> int:
     """Returns enough for all to go on to the end of a run: those read first go on while the others are read."""
     return DECODE_STEPS + batch + 1
+
+
+def _is_small(config: LlamaConfig, weights: Mapping[str, int]) -> bool:
+    """Says whether weights take about a byte or less: products with them are made of whole numbers on a processor."""
+    return work.read_bytes(config, weights, 1) < 1.5 * work.read_parameters(config)
 
 
 def _floor(engine: Engine, weights: dict[str, int], limits: work.Limits, each: Case) -> float:
