@@ -3,6 +3,7 @@
 Out: a description of how this process adds numbers, which a checkpoint keeps. torch's graph compiler tries every set of
 instructions in a child process, and counts a child that has not answered within a minute as one that failed. On a busy
 machine a run that was killed and started again could so continue with other instructions, hence with other bits.
+What else was looked at: docs/decisions/015.
 """
 
 import torch
