@@ -27,8 +27,8 @@ POINTERS = {
     **dict.fromkeys(("ends", "own", "table", "start", "first", "last", "rows", "tiles", "ids"), "*i32"),
     **dict.fromkeys(("before", "top_k", "ties"), "*i32"),
     **dict.fromkeys(("mixed_out", "mass_out", "mixed_in", "mass_in", "cos", "sin", "temperature"), "*fp32"),
-    **dict.fromkeys(("peaks", "min_p", "top_p", "repetition", "presence", "frequency"), "*fp32"),
-    **dict.fromkeys(("mass", "masses", "limits", "kept", "uniforms"), "*fp64"),
+    **dict.fromkeys(("peaks", "min_p", "repetition", "presence", "frequency"), "*fp32"),
+    **dict.fromkeys(("mass", "masses", "limits", "kept", "uniforms", "top_p"), "*fp64"),
     **dict.fromkeys(("unit", "eps"), "fp32"),
 }
 

@@ -50,7 +50,10 @@ class Wishes(Protocol):
 
 
 class Settings(NamedTuple):
-    """How each row is sampled: [R], float32 but top_k int32. A greedy row is one that keeps a single token."""
+    """How each row is sampled: [R], float32 but top_k int32 and top_p float64, so that ties end where they should.
+
+    A greedy row is one that keeps a single token.
+    """
 
     temperature: Tensor
     min_p: Tensor
@@ -75,9 +78,10 @@ class Settings(NamedTuple):
             )
             for row in rows
         ]
-        columns = torch.tensor(table, dtype=torch.float32).t().contiguous().to(device, non_blocking=True)  # 7 R
+        columns = torch.tensor(table, dtype=torch.float64).t().contiguous().to(device, non_blocking=True)  # 7 R
         temperature, min_p, top_k, top_p, *penalties = columns.unbind(0)
-        return cls(temperature, min_p, top_k.to(torch.int32), top_p, *penalties)
+        narrow = [penalty.float() for penalty in penalties]
+        return cls(temperature.float(), min_p.float(), top_k.to(torch.int32), top_p, *narrow)
 
 
 class Drawn(NamedTuple):
@@ -197,7 +201,7 @@ def _advance(
             # The mass that top_k kept: all before the candidate, and as many of its equals as there was room for.
             one = tl.exp(-prefix.to(tl.int32).to(tl.float32, bitcast=True).to(tl.float64))
             room = tl.where((k > 0) & (k < V), k, V) - n
-            tl.store(limits + r, tl.load(top_p + r).to(tl.float64) * (m + room * one))
+            tl.store(limits + r, tl.load(top_p + r) * (m + room * one))
     return prefix, n, m
 
 
