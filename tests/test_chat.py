@@ -16,6 +16,7 @@ from puna.engine.request import TokenLogprobs
 from puna.errors import ConfigError, DeviceError, PromptError
 from puna.kernels.formats import Fp8
 from puna.model.mask import Packed
+from puna.parallel import Layout
 from puna.prompt.message import Message, TextPart, Tool, ToolCall
 from puna.quant import swap
 from puna.weights import compressed
@@ -412,3 +413,11 @@ def test_a_model_that_was_kept_as_it_runs_gives_the_same_logits(
     assert len(list((tmp_path / "kept").iterdir())) == 1
     load(checkpoint, device="cpu", dtype="bfloat16", quantize=quantize, cache_dir=tmp_path / "kept")
     assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_a_folder_for_kept_models_is_not_silently_ignored(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "model", vision=False)
+    with pytest.raises(ConfigError, match="cache_dir"):
+        load(checkpoint, device="cpu", offload="disk", cache_dir=tmp_path / "kept")
+    with pytest.raises(ConfigError, match="cache_dir"):
+        load(checkpoint, device="cpu", layout=Layout.of(2), cache_dir=tmp_path / "kept")

@@ -178,8 +178,8 @@ def load(
     device     any torch device; None takes the first GPU, or the processor where there is none
     quantize   "int4", "int8" or "fp8" makes the decoder's matrices small as they are read (`quant.swap`); dtype is then
                that of everything else. None keeps what is stored
-    cache_dir  a folder where the model is kept as it runs, quantised and packed, if the device is the processor: the
-               next start with the same files and numbers only reads it. None keeps nothing
+    cache_dir  a folder where a model on the processor is kept as it runs, quantised and packed: the next start with the
+               same files and numbers only reads it. None keeps nothing
     progress   is called with bytes loaded and bytes in all
     kv_bytes   bounds the memory of keys and values; None takes a share of what the machine has
     kv_dtype   "int8" or "fp8" keeps them in a byte each, "bfloat16", "float16" or "float32" in that; None as the model
@@ -196,6 +196,8 @@ def load(
     wanted, where = _dtype(dtype), _device(device)
     policy = None if quantize is None else swap.Policy(to=quantize)
     away = _offload(offload, offload_dir, expert_cache_bytes)
+    if cache_dir is not None and (where.type != "cpu" or away is not None or (layout is not None and layout.world > 1)):
+        raise ConfigError("cache_dir keeps whole models on the processor: not with a GPU, offload or several ranks")
     directory = hub.resolve(name_or_path)
     tokenizer = Tokenizer.load(directory)
     if layout is not None and layout.world > 1:
@@ -203,8 +205,7 @@ def load(
             raise ConfigError(f"offload is {offload!r} and layout has {layout.world} ranks: give one of the two")
         model = _load_on_ranks(directory, wanted, where, swap.placer(policy, wanted), layout, progress)
     elif away is None:
-        kept = None if cache_dir is None or where.type != "cpu" else Path(cache_dir)
-        model = _load_whole(directory, wanted, where, policy, kept, progress)
+        model = _load_whole(directory, wanted, where, policy, None if cache_dir is None else Path(cache_dir), progress)
     else:
         model = _load_with_experts_away(directory, wanted, where, policy, away, progress)
     proposer = None if speculate is None else _proposer(speculate, tokenizer, wanted, where)
