@@ -7,6 +7,7 @@ Everything has a plain twin: `quantized.linear_plain`, `quantized.routed_experts
 """
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Literal, NamedTuple
@@ -170,6 +171,28 @@ def pack(weight: Tensor | Int4 | Int8) -> Packed:
     return Packed(kind, n_experts, n_out, n_in, data)
 
 
+def quantize_int4(numbers: Tensor, reaches: Sequence[float]) -> Int4 | None:
+    """Returns float32 or bfloat16 numbers [.. out in] as Int4, as `quant.int4` chooses scales; None if one is not finite.
+
+    `reaches` are those that are tried. `in` must be a multiple of 32.
+    """
+    *leading, width = numbers.shape
+    source = numbers.contiguous()
+    codes = torch.empty(*leading, width // 2, dtype=torch.uint8)
+    scales = torch.empty(*leading, width // GROUP, dtype=torch.bfloat16)
+    n_bad = _loaded().puna_quantize_int4(
+        source.dtype == torch.bfloat16,
+        source.data_ptr(),
+        scales.numel(),
+        (c_float * len(reaches))(*reaches),
+        len(reaches),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        _n_threads(),
+    )
+    return None if n_bad else Int4(codes, scales)
+
+
 def linear(x: Tensor, weight: Packed) -> Tensor:
     """Returns x @ weight.T, [.. in] -> [.. out], in the dtype of x."""
     rows = x.detach().reshape(-1, weight.n_in).float().contiguous()
@@ -307,6 +330,7 @@ def _library() -> ctypes.CDLL | None:
     signatures = {
         "puna_matrix_bytes": ((count, number, number), number),
         "puna_pack": ((count, pointer, pointer, number, number, pointer, count), None),
+        "puna_quantize_int4": ((count, pointer, number, POINTER(c_float), count, pointer, pointer, count), number),
         "puna_linear": ((POINTER(Matrix), pointer, number, pointer, count), None),
         "puna_grouped_linear": ((POINTER(Matrix), pointer, pointer, pointer, count), None),
         "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),

@@ -4,6 +4,7 @@ In: a weight of any format. Out: Int4. The range of codes, -8..7, is lopsided: a
 and a scale below absmax/8 clips one number to place thirty-one others better. Both are searched
 (docs/decisions/011). Each group does at least as well as with Meta's rule (absmax/8, which always clips a positive
 extreme) and with llama.cpp's Q4_0 (the signed extreme over -8), both with scales rounded to bfloat16 as ours are.
+On a processor with kernels of ours they do the same search, seven times as fast (`native/quantize.h`).
 Source: llama-models `quantize_impls.py` (int4); ggml `ggml-quants.c` (quantize_row_q4_0_ref, make_qx_quants).
 """
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import ConfigError
+from puna.kernels import native
 from puna.kernels.formats import GROUP, Int4, Small, pack, shape
 from puna.quant.strips import device_of, strips
 
@@ -31,6 +33,17 @@ def quantize(weight: Tensor | Small, importance: Tensor | None = None) -> Int4:
     if width % GROUP:
         raise ConfigError(f"int4: {width} columns are not a multiple of {GROUP}; use int8 or fp8 for this model")
     device = device_of(weight)
+    if importance is None and device.type == "cpu" and isinstance(weight, Tensor) and native.available():
+        quick = native.quantize_int4(weight.detach().to(_plain(weight.dtype)), REACHES)
+        if quick is not None:
+            return quick  # else the plain way says where the number is that is not finite
+    return quantize_plain(weight, importance)
+
+
+def quantize_plain(weight: Tensor | Small, importance: Tensor | None = None) -> Int4:
+    """The twin of `quantize` for every device and format, with the same arguments and errors."""
+    *leading, width = shape(weight)
+    device = device_of(weight)
     codes = torch.empty(*leading, width // 2, dtype=torch.uint8, device=device)
     scales = torch.empty(*leading, width // GROUP, dtype=torch.bfloat16, device=device)
     flat_codes, flat_scales = codes.view(-1, width // 2), scales.view(-1, width // GROUP)
@@ -42,6 +55,10 @@ def quantize(weight: Tensor | Small, importance: Tensor | None = None) -> Int4:
         flat_codes[rows] = pack(nearest(groups, scale)).view(-1, width // 2)
         flat_scales[rows] = scale.view(-1, width // GROUP).bfloat16()
     return Int4(codes, scales)
+
+
+def _plain(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
 
 
 def best_scales(groups: Tensor, cost: Tensor | None = None) -> Tensor:
