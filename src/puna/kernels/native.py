@@ -172,7 +172,7 @@ def pack(weight: Tensor | Int4 | Int8) -> Packed:
 
 
 def quantize_int4(numbers: Tensor, reaches: Sequence[float]) -> Int4 | None:
-    """Returns float32 or bfloat16 numbers [.. out in] as Int4, as `quant.int4` chooses scales; None if one is not finite.
+    """Returns float32 or bfloat16 numbers [.. out in] as Int4 in the way of `quant.int4`; None if one is not finite.
 
     `reaches` are those that are tried. `in` must be a multiple of 32.
     """
