@@ -194,7 +194,7 @@ def load(
     Raises ConfigError, WeightsError or DeviceError, which say what to do.
     """
     wanted, where = _dtype(dtype), _device(device)
-    policy = None if quantize is None else swap.Policy(to=quantize)
+    policy = None if quantize is None else swap.Policy.in_memory(quantize)
     away = _offload(offload, offload_dir, expert_cache_bytes)
     if cache_dir is not None and (where.type != "cpu" or away is not None or (layout is not None and layout.world > 1)):
         raise ConfigError("cache_dir keeps whole models on the processor: not with a GPU, offload or several ranks")
@@ -617,7 +617,7 @@ def _load_whole(
 
 def _numbers(stored: torch.dtype, dtype: torch.dtype | None, policy: swap.Policy | None, device: torch.device) -> str:
     """Says what a checkpoint becomes: together with its files this names what is kept of it."""
-    return f"puna {__version__}, {stored}, {dtype}, {policy and policy.to}, {device.type}"
+    return f"puna {__version__}, {stored}, {dtype}, {policy and (policy.to, policy.head_to)}, {device.type}"
 
 
 def _load_with_experts_away(
