@@ -18,7 +18,9 @@ from puna.engine.request import Output, Request, Sampling
 from puna.engine.sampler import SamplerState, choose
 from puna.engine.speculate import Lookup, Proposer
 from puna.engine.spill import MemorySpill
+from puna.kernels import native
 from puna.model.transformer import Llama
+from puna.quant import swap
 from tests.reference.tiny import PATCH_ID, TILE_TOKENS, random_ids, random_model, read_whole, tiny_config
 
 CHUNK = 8
@@ -39,6 +41,8 @@ def maverick() -> LlamaConfig:
 
 
 SHAPES: dict[str, Callable[[], LlamaConfig]] = {"scout": scout, "maverick": maverick}
+PACKED = "scout, packed"  # for the C++ runner
+RUNS = [*SHAPES, pytest.param(PACKED, marks=pytest.mark.skipif(not native.available(), reason="no C++ kernels here"))]
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,14 @@ class Case:
 @cache
 def case_of(shape: str) -> Case:
     torch.set_num_threads(1)
-    model = random_model(SHAPES[shape]())
+    model = random_model(SHAPES["scout" if shape == PACKED else shape]())
     requests = [text_request(n, n, seeded) for n in borders(1, 2, 3) for seeded in (False, True)]
     requests += [picture_request(n, seeded) for n in (0, *borders(1)) for seeded in (False, True)]
-    return Case(model, requests, [plain(model, request) for request in requests])
+    expected = [plain(model, request) for request in requests]
+    if shape == PACKED:
+        for name, parameter in list(model.named_parameters()):
+            swap.placer()(model, name, parameter.detach())
+    return Case(model, requests, expected)
 
 
 def borders(*chunks: int) -> list[int]:
@@ -94,7 +102,7 @@ def tokens(outputs: list[list[Output]]) -> list[list[int]]:
     return [output.ids for (output,) in outputs]
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=RUNS)
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 
@@ -169,7 +177,7 @@ def test_samples_that_part_without_room_wait_and_go_on(case: Case, seeded: bool)
     engine.check_integrity()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", RUNS)
 def test_a_random_schedule_gives_what_each_gets_alone_and_leaks_nothing(shape: str) -> None:
     random_schedule(case_of(shape), n_steps=300, seed=1)
 
@@ -179,7 +187,7 @@ def test_a_random_schedule_with_drafts_gives_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", RUNS)
 def test_ten_thousand_steps_of_a_random_schedule_leak_nothing(shape: str) -> None:
     random_schedule(case_of(shape), n_steps=10_000, seed=2)
 
