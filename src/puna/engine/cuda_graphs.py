@@ -22,7 +22,7 @@ from puna.engine.batch import Batch
 from puna.engine.cache import KVCache
 from puna.engine.cuda_inputs import StaticInputs, of_batch, only_decodes
 from puna.engine.cuda_step import DecoderStep
-from puna.model.transformer import Llama
+from puna.model.transformer import Block, Llama
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256)
 """Rows of graphs. A step costs the same at 1 row as at a few, so that small ones need not be many."""
@@ -100,6 +100,12 @@ class GraphRunner:
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def fits(model: Llama, cache: KVCache) -> bool:
+    """Returns whether this runner knows the cache's numbers and finds all weights in the device's memory."""
+    experts = [layer.moe.experts for layer in model.layers if isinstance(layer, Block) and layer.moe is not None]
+    return cache.dtype != torch.float16 and all(part.gate_up is not None for part in experts)
 
 
 def bucket_for(n_rows: int, buckets: Sequence[int]) -> int | None:

@@ -4,6 +4,7 @@ In: a `Batch`. Out: logits of the rows that are wanted; keys and values are stor
 Not here: what is in the batch and why (`engine`, `scheduler`), what becomes of logits (`sampler`).
 """
 
+from importlib.util import find_spec
 from typing import Protocol
 
 from torch import Tensor
@@ -41,4 +42,13 @@ def for_model(model: Llama, cache: KVCache) -> Runner:
     """Returns the fastest runner that fits this model and cache."""
     if isinstance(cache, LeadingCache):
         return LeadingRunner(TorchRunner(model, cache), cache)
-    return native.NativeRunner(model, cache) if native.fits(model, cache) else TorchRunner(model, cache)
+    if native.fits(model, cache):
+        return native.NativeRunner(model, cache)
+    plain = TorchRunner(model, cache)
+    if cache.keys[0].device.type != "cuda" or find_spec("triton") is None:
+        return plain
+    from puna.engine import cuda_graphs, trial
+
+    if not cuda_graphs.fits(model, cache):
+        return plain
+    return trial.proven(lambda: cuda_graphs.GraphRunner(model, cache), plain, cache, model.config.text.vocab_size)
