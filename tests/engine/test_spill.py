@@ -44,6 +44,17 @@ def test_files_use_their_places_again_and_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "global.blocks").stat().st_size == 30
     spill.close()
     assert not list(tmp_path.iterdir())
+    forgotten = FileSpill(tmp_path, 30)
+    del forgotten
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_never_write_to_the_same_files(tmp_path: Path) -> None:
+    spill = FileSpill(tmp_path, 30)
+    spill.put("global", b"a", lambda: b"." * 10)
+    with pytest.raises(DeviceError, match="choose another"):
+        FileSpill(tmp_path, 30)
+    assert spill.get("global", b"a") == b"." * 10
 
 
 def test_files_that_fail_are_named(tmp_path: Path) -> None:

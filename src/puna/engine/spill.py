@@ -6,9 +6,11 @@ goes stale while the weights stay.
 Not here: what a content is made of (`engine/cache`) and when it is worth restoring (`engine/blocks`).
 """
 
+import fcntl
 import os
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from puna.engine.blocks import Kind
@@ -51,9 +53,9 @@ class MemorySpill:
 class FileSpill:
     """Keeps at most `max_bytes` bytes of contents in files of a folder, one for each kind of block.
 
-    The files are made anew and hold nothing of use without this object. Their places are used again, so that a file
-    never grows beyond the most that its kind has taken. Raises DeviceError when the folder cannot be written, or a
-    file does not give back what it was given.
+    The files are made anew, hold nothing of use without this object, and go with it. Their places are used again, so
+    that a file never grows beyond the most that its kind has taken. Raises DeviceError when the folder cannot be
+    written, another object has its files there, or a file does not give back what it was given.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -65,13 +67,16 @@ class FileSpill:
         self.n_bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._files = {
-                kind: os.open(self._path(kind), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600) for kind in self._ends
-            }
+            self._files = {kind: _open(self._path(kind)) for kind in self._ends}
+        except BlockingIOError as error:
+            raise DeviceError(
+                f"folder {folder} for spilled keys and values: somebody else's are there; choose another"
+            ) from error
         except OSError as error:
             raise DeviceError(
                 f"folder {folder} for spilled keys and values: {error.strerror}; choose another"
             ) from error
+        self._remove = weakref.finalize(self, _remove, [(self._path(kind), file) for kind, file in self._files.items()])
 
     def put(self, kind: Kind, key: bytes, content: Callable[[], bytes]) -> None:
         """Keeps a content, which is only asked for if it is not here yet. All contents of a kind have one length."""
@@ -115,9 +120,25 @@ class FileSpill:
     def close(self) -> None:
         """Removes the files; the object is of no use any more."""
         self.clear()
-        for kind, file in self._files.items():
-            os.close(file)
-            self._path(kind).unlink(missing_ok=True)
+        self._remove()
 
     def _path(self, kind: Kind) -> Path:
         return self._folder / f"{kind}.blocks"
+
+
+def _open(path: Path) -> int:
+    """Returns a new, empty file. Raises BlockingIOError while somebody else has it open like this."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(file, 0)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _remove(files: Iterable[tuple[Path, int]]) -> None:
+    for path, file in files:
+        path.unlink(missing_ok=True)
+        os.close(file)
