@@ -77,6 +77,16 @@ def test_a_stream_has_the_events_that_clients_expect(running: Running) -> None:
     assert all(each["usage"] is None for each in (first, *middle, last))
 
 
+def test_usage_says_how_much_of_the_prompts_was_remembered(running: Running, client: Any) -> None:
+    texts = ["how much is remembered of this " * 2, "and of another one, is it all? " * 2]
+    first, again = (client.completions.create(prompt=texts, n=2, **GREEDY).usage for _ in range(2))
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert first.prompt_tokens - 2 * 9 <= again.prompt_tokens_details.cached_tokens < first.prompt_tokens
+    asked = GREEDY | {"prompt": texts, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    *_, last, _, _ = running.post("/v1/completions", asked).body.split(b"\n\n")
+    assert json.loads(last.removeprefix(b"data: "))["usage"] == again.to_dict()
+
+
 def test_usage_may_come_with_every_chunk(client: Any) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     counts = [chunk.usage.completion_tokens for chunk in chat(client, stream=True, stream_options=options)]

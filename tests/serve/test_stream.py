@@ -115,7 +115,12 @@ def test_a_token_outside_the_vocabulary_shows_as_its_number(assistant: Assistant
 
 
 def test_usage_adds_up() -> None:
-    assert json.loads(event(usage(3, 4))[6:])["total_tokens"] == 7
+    assert json.loads(event(usage(3, 4, 2))[6:]) == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])

@@ -362,17 +362,19 @@ class _Sheet:
         self._head = head | ({"object": "chat.completion.chunk"} if head["object"] == "chat.completion" else {})
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
+        self._cached_tokens: dict[int, int] = {}  # by prompt
         self._at_end = options.include_usage
         self._always = options.include_usage and options.continuous_usage_stats
 
     def push(self, push: _Push, index: int, piece: Any) -> Any:
         """Counts a piece and returns the chunk that it makes, if any."""
         self._completion_tokens += piece.token is not None
+        self._cached_tokens[index] = max(piece.n_cached, self._cached_tokens.get(index, 0))
         return push[index][piece.sample](piece)
 
     def usage(self) -> schema.Usage:
         """Returns the counts so far."""
-        return stream.usage(self._prompt_tokens, self._completion_tokens)
+        return stream.usage(self._prompt_tokens, self._completion_tokens, sum(self._cached_tokens.values()))
 
     def event(self, choice: Any) -> bytes:
         """Returns the event of one chunk. Where usage is wanted at the end only, the others hold null, as OpenAI's."""

@@ -63,13 +63,13 @@ def event(value: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
-    """Returns the counts of a request. Nothing is shared between requests yet, so nothing is cached."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Usage:
+    """Returns the counts of a request. `cached_tokens` of the prompts were remembered and not read again."""
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
     )
 
 
