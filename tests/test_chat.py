@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -133,6 +134,51 @@ def test_memory_of_keys_and_values_is_bounded_and_may_be_small_numbers(assistant
     assert len(small.complete("ab", max_new_tokens=30)) > 0
     with pytest.raises(ConfigError, match="kv_dtype is 'int5'"):
         Assistant(assistant.model, assistant.tokenizer, kv_dtype="int5")
+
+
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_what_left_the_cache_comes_back_from_where_it_was_spilled(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "spill" if place == "files" else None
+    checkpoint = write_tiny_checkpoint(tmp_path / "model", vision=False)
+    forgetful = load(checkpoint, device="cpu", kv_bytes=60_000)
+    keeping = load(checkpoint, device="cpu", kv_bytes=60_000, spill_bytes=10**7, spill_dir=folder)
+    options = Options(temperature=0, max_new_tokens=3)
+    texts = [letter * 40 for letter in "abcdefghijkl"]
+    cold, warm = ([[one.extend(text, **options) for text in texts] for _ in range(2)] for one in (forgetful, keeping))
+    assert cold[1][0].usage.cached_tokens == 0
+    assert warm[1][0].usage.cached_tokens >= 32
+    assert [[each.answers for each in round_] for round_ in warm] == [[each.answers for each in cold[0]]] * 2
+    assert folder is None or any(file.stat().st_size for file in folder.iterdir())
+
+
+def test_a_spill_that_could_keep_nothing_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="spill_bytes is not given: say how much"):
+        load(tmp_path, device="cpu", spill_dir=tmp_path)
+    with pytest.raises(ConfigError, match="spill_bytes is 0: give 1 or more"):
+        load(tmp_path, device="cpu", spill_bytes=0)
+
+
+def test_an_answer_whose_deadline_has_passed_is_aborted_and_leaves_others_alone(assistant: Assistant) -> None:
+    session, options = assistant.session(), Options(max_new_tokens=6, temperature=0)
+    soon = session.begin(assistant.text_prompt("ab"), **options, deadline_seconds=time.monotonic() + 3600)
+    late = session.begin(assistant.text_prompt("cd"), **options, deadline_seconds=time.monotonic())
+    ends = {}
+    while not session.is_idle:
+        ends |= {number: piece.finish for number, piece in session.step()}
+    assert ends == {soon: "length", late: "abort"}
+    response = assistant.respond(HELLO, deadline_seconds=0.0)
+    assert [(answer.finish, answer.text) for answer in response.answers] == [("abort", "")]
+    assert response.timings.tokens_per_second(response.usage) == 0
+
+
+def test_less_priority_numbers_come_first(assistant: Assistant) -> None:
+    session, options = assistant.session(), Options(max_new_tokens=1, temperature=0)
+    prompts = [assistant.text_prompt(text) for text in ("ab", "cd", "ef")]
+    numbers = [session.begin(each, **options, priority=p) for each, p in zip(prompts, (2, 0, -0.5), strict=True)]
+    assert [number for number, _ in assistant.engine.waiting] == numbers[::-1]
+    session.close()
+    with pytest.raises(PromptError, match=r"priority is 101: give a number within -100\.\.100"):
+        assistant.chat(HELLO, priority=101)
 
 
 def test_prompt_logprobs_belong_to_every_token_but_the_first(

@@ -385,6 +385,15 @@ def test_guard_prints_a_verdict_for_each_line_in_order(run: Run, tmp_path: Path)
     assert "line 1" in run.refused("guard", "hidden", file)
 
 
+def test_keys_and_values_that_leave_the_cache_may_be_kept_in_a_folder(run: Run, tiny: str, tmp_path: Path) -> None:
+    asked = ("complete", "ab", "--model", tiny, *FAST)
+    spilling = ("--spill-gb", "0.001", "--spill-dir", tmp_path / "spill")
+    assert run(*asked, *spilling) == run(*asked)
+    assert (tmp_path / "spill").is_dir()
+    assert "spill_bytes is not given" in run.refused(*asked, "--spill-dir", tmp_path)
+    assert "--spill-gb is nan: give a number above 0" in run.refused(*asked, "--spill-gb", "nan")
+
+
 def test_ranks_without_torchrun_are_refused_with_the_remedy(run: Run, tiny: str) -> None:
     message = run.refused("complete", "one", "--model", tiny, "--tensor", "2")
     assert "tensor 2" in message and "have torchrun start 2" in message

@@ -23,6 +23,7 @@ from puna import __version__, parallel
 from puna.config import LlamaConfig
 from puna.engine import cache as kv
 from puna.engine import ranks
+from puna.engine.blocks import Spill
 from puna.engine.engine import MAX_SEQUENCES, Engine, score
 from puna.engine.grammar import Grammar, Matcher, Vocabulary, json_schema, lark, regex
 from puna.engine.grammar import choice as one_of
@@ -30,6 +31,7 @@ from puna.engine.request import Event, Finish, Request, Sampling, TokenLogprobs
 from puna.engine.runner import TorchRunner
 from puna.engine.shared import Share, SharedEngine
 from puna.engine.speculate import DraftModel, Lookup, Proposer
+from puna.engine.spill import FileSpill, MemorySpill
 from puna.errors import ConfigError, DeviceError, PromptError
 from puna.kernels.formats import stack_of_one
 from puna.model.count import part_of
@@ -78,6 +80,8 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]  # texts that end the answer; they are not part of it
     logprobs: int | None  # 0: of the chosen tokens; n: also of the n most probable ones
     n: int  # how many answers to the same prompt
+    priority: float  # 0 is ordinary, less comes earlier and more later, within -100..100
+    deadline_seconds: float | None  # on the clock of `time.monotonic`; once passed, the answer ends with finish "abort"
     # What the text must look like; at most one of these. It ends where it is satisfied.
     json_schema: Mapping[str, Any] | str | None  # a JSON document of this schema
     regex: str | None  # matched from beginning to end
@@ -144,7 +148,7 @@ class Timings:
     def tokens_per_second(self, usage: Usage) -> float:
         """Returns the speed of decoding: of all tokens after the first step."""
         seconds = self.total_seconds - self.first_token_seconds
-        return (usage.completion_tokens - 1) / seconds if seconds > 0 else 0.0
+        return max(usage.completion_tokens - 1, 0) / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +170,8 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     kv_bytes: int | None = None,
     kv_dtype: str | None = None,
+    spill_bytes: int | None = None,
+    spill_dir: str | Path | None = None,
     speculate: str | Path | None = None,
     offload: attach.Where | None = None,
     offload_dir: str | Path | None = None,
@@ -183,6 +189,10 @@ def load(
     progress   is called with bytes loaded and bytes in all
     kv_bytes   bounds the memory of keys and values; None takes a share of what the machine has
     kv_dtype   "int8" or "fp8" keeps them in a byte each, "bfloat16", "float16" or "float32" in that; None as the model
+    spill_bytes
+               keeps that much of the keys and values that had to make room, for texts that begin alike later: in the
+               machine's own memory, or in files of the folder `spill_dir`, which go when the program ends. Of several
+               ranks the first keeps those of all. None lets them go
     speculate  "lookup" guesses next tokens from the text itself, a directory or hub id has a smaller model guess them,
                None guesses none. Answers are the same, and sooner there where guesses are right
     offload    "disk", or with a GPU also "host": routed experts stay there and are fetched when they are chosen, which
@@ -196,6 +206,7 @@ def load(
     wanted, where = _dtype(dtype), _device(device)
     policy = None if quantize is None else swap.Policy.in_memory(quantize)
     away = _offload(offload, offload_dir, expert_cache_bytes)
+    _check_spill(spill_bytes, spill_dir)
     if cache_dir is not None and (where.type != "cpu" or away is not None or (layout is not None and layout.world > 1)):
         raise ConfigError("cache_dir keeps whole models on the processor: not with a GPU, offload or several ranks")
     directory = hub.resolve(name_or_path)
@@ -209,7 +220,8 @@ def load(
     else:
         model = _load_with_experts_away(directory, wanted, where, policy, away, progress)
     proposer = None if speculate is None else _proposer(speculate, tokenizer, wanted, where)
-    return Assistant(model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype, proposer=proposer)
+    spill = None if spill_bytes is None else _spill(spill_bytes, spill_dir)
+    return Assistant(model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype, spill=spill, proposer=proposer)
 
 
 class Assistant:
@@ -222,10 +234,11 @@ class Assistant:
         *,
         kv_bytes: int | None = None,
         kv_dtype: str | None = None,
+        spill: Spill | None = None,
         proposer: Proposer | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`kv_bytes` and `kv_dtype` as in `load`; `proposer` guesses next tokens.
+        """`kv_bytes` and `kv_dtype` as in `load`; `spill` keeps what must leave the cache; `proposer` guesses tokens.
 
         Raises ConfigError when the tokenizer is not this model's.
         """
@@ -235,6 +248,7 @@ class Assistant:
         self.tokenizer = tokenizer
         self._kv_bytes = kv_bytes
         self._kv_dtype = kv_dtype
+        self._spill = spill
         self._proposer = proposer
         self._clock = clock
         self._renderer = Renderer(tokenizer, model.config.vision)
@@ -371,6 +385,7 @@ class Assistant:
             forbidden_ids=self._textless_ids,
             kv_bytes=self._kv_bytes,
             kv_dtype=self._kv_dtype,
+            spill=self._spill,
             proposer=self._proposer,
         )
         return SharedEngine(engine)
@@ -539,12 +554,11 @@ def _request(
     """Returns the engine's request and the stop strings, which the engine does not know."""
     named: dict[str, Any] = dict(options)
     stop = named.pop("stop", ())
-    n = named.pop("n", 1)
+    wanted = {name: named.pop(name) for name in ("n", "priority", "deadline_seconds") if name in named}
     rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
     sampling = Sampling(stop_ids=stop_ids, n_logprobs=named.pop("logprobs", None), **named)
-    request = Request(
-        ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, n=n, grammar=None if rule is None else matcher(rule)
-    )
+    grammar = None if rule is None else matcher(rule)
+    request = Request(ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, grammar=grammar, **wanted)
     return request, [stop] if isinstance(stop, str) else stop
 
 
@@ -590,6 +604,19 @@ def _offload(where: attach.Where | None, folder: str | Path | None, cache_bytes:
                 f"{name} is {str(value)!r} and offload is not given: give offload='disk', or leave both out"
             )
     return None
+
+
+def _check_spill(n_bytes: int | None, folder: str | Path | None) -> None:
+    if n_bytes is None and folder is not None:
+        raise ConfigError(
+            f"spill_dir is {str(folder)!r} and spill_bytes is not given: say how much may go there, or leave both out"
+        )
+    if n_bytes is not None and n_bytes < 1:
+        raise ConfigError(f"spill_bytes is {n_bytes}: give 1 or more, or none to keep nothing")
+
+
+def _spill(n_bytes: int, folder: str | Path | None) -> Spill:
+    return MemorySpill(n_bytes) if folder is None else FileSpill(Path(folder), n_bytes)
 
 
 def _load_whole(

@@ -261,6 +261,10 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expert-cache-gb", type=float, metavar="X", help="for fetched experts (default: half of the free memory)"
     )
+    parser.add_argument(
+        "--spill-gb", type=float, metavar="X", help="keep that much of what leaves the cache of keys and values"
+    )
+    parser.add_argument("--spill-dir", type=Path, metavar="DIR", help="where to keep it (default: in memory)")
     for name, what, default in (
         ("tensor", "ranks that cut each layer, and each expert", "all that are left"),
         ("expert", "groups of ranks that share out the experts", "1"),
@@ -543,10 +547,20 @@ def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
         speculate=arguments.speculate,
         offload=arguments.offload,
         offload_dir=arguments.offload_dir,
-        expert_cache_bytes=None if arguments.expert_cache_gb is None else int(arguments.expert_cache_gb * 1e9),
+        expert_cache_bytes=_bytes("expert-cache-gb", arguments.expert_cache_gb),
+        spill_bytes=_bytes("spill-gb", arguments.spill_gb),
+        spill_dir=arguments.spill_dir,
         layout=_layout(arguments),
         progress=_progress("loading"),
     )
+
+
+def _bytes(name: str, gigabytes: float | None) -> int | None:
+    if gigabytes is None:
+        return None
+    if not 0 < gigabytes < float("inf"):
+        raise ConfigError(f"--{name} is {gigabytes}: give a number above 0, or leave the option out")
+    return int(gigabytes * 1e9)
 
 
 def _layout(arguments: argparse.Namespace) -> "Layout | None":

@@ -96,7 +96,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     grammar: Matcher | None = None
-    priority: int = 0
+    priority: float = 0
     deadline_seconds: float | None = None
 
     def __post_init__(self) -> None:
