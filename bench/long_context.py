@@ -8,15 +8,14 @@ it. The needle lies near the beginning, far outside the last token's chunk, so o
 context can know it. The text is read through the engine in steps, prefixes and all, as any request would be.
 
 Printed as one JSON document: bytes by the formula and bytes that were held at the end; whether the next token is the
-needle's; and the microseconds that a token costs in the attention of one chunked and one global layer, by tenth of the
-context.
+needle's; and the microseconds that a token costs by tenth of the context, also where all layers are chunked.
 """
 
 import argparse
 import json
 import resource
+import sys
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,15 @@ import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig, QueryTemperature, TextConfig
-from puna.engine.blocks import Layout
-from puna.engine.cache import pool_bytes, sequence_bytes
+from puna.engine.batch import Batch, Entry
+from puna.engine.blocks import Counts, Layout
+from puna.engine.cache import KVCache, pool_bytes, sequence_bytes
 from puna.engine.engine import Engine
 from puna.engine.request import Request, Sampling
-from puna.model.attention import Attention
+from puna.engine.runner import for_model
 from puna.model.transformer import Llama, initialise
 from puna.presets import SCOUT
+from puna.quant.swap import placer
 
 GLOBAL_LAYER = 3
 N_WORDS = 64  # tokens of the text; behind them come the needle's marker, its content, and the question
@@ -58,27 +59,60 @@ def main() -> None:
 
 def measure(n_tokens: int, chunk_len: int, step_len: int, kv_dtype: str) -> dict[str, Any]:
     config = toy(n_tokens, chunk_len)
-    model = reader(config)
+    found = read(packed(reader(config)), n_tokens, step_len, kv_dtype)
+    only_chunked = replace(config, text=replace(config.text, rope_layers=frozenset(range(4))))
+    return found | {"us_a_token_with_chunked_layers_alone": walk(packed(untrained(only_chunked)), n_tokens, step_len)}
+
+
+def walk(model: Llama, n_tokens: int, step_len: int) -> list[float]:
+    """Returns what `by_tenth` does for a model without global layers, whose one chunk of blocks is used again and again.
+
+    Not through an engine: that knows that such a model's tokens depend on nothing before their chunk, and begins there.
+    """
+    layout, device = Layout.of(model.config.text), torch.device("cpu")
+    assert layout.chunk_len is not None and layout.chunk_len % step_len == 0, "steps end where chunks end"
+    blocks = list(range(layout.chunk_len // layout.block_len))
+    cache = KVCache(model.config.text, Counts(0, len(blocks)), dtype=torch.bfloat16, device=device)
+    runner, (ids, _), times = for_model(model, cache), haystack(n_tokens), []
+    for start in range(0, n_tokens, step_len):
+        new = torch.tensor(ids[start : start + step_len])
+        entry = Entry(len(new), start, [], blocks, start // layout.chunk_len * layout.chunk_len)
+        now = time.perf_counter()
+        runner.run(Batch(new, torch.arange(start, start + len(new)), None, [entry], torch.tensor([len(new) - 1])))
+        times.append((start, time.perf_counter() - now))
+    return by_tenth(times, n_tokens)
+
+
+def untrained(config: LlamaConfig) -> Llama:
+    model = Llama(config)
+    initialise(model, torch.Generator().manual_seed(0))
+    return model.to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def read(model: Llama, n_tokens: int, step_len: int, kv_dtype: str) -> dict[str, Any]:
+    config = model.config
     # Room for this text and no more: what the formula says, and the chunks that a step may pass.
     layout = Layout.of(config.text)
     peak = layout.peak(n_tokens)
     counts = peak._replace(n_chunked=peak.n_chunked + step_len // layout.block_len)
     engine = Engine(model, max_step_tokens=step_len, max_sequences=1, n_blocks=counts, kv_dtype=kv_dtype)
     ids, answer = haystack(n_tokens)
-    request = Request(ids=ids, sampling=Sampling(temperature=0, max_new_tokens=1))
-    clock = Clock(model)
     begin = time.perf_counter()
-    engine.add(request)
-    events, held = [], [(0, engine.load.n_held_blocks)]
+    engine.add(Request(ids=ids, sampling=Sampling(temperature=0, max_new_tokens=1)))
+    events, held, times = [], [(0, engine.load.n_held_blocks)], []
     while not events:
+        now = time.perf_counter()
         events = engine.step()
+        times.append((held[-1][0], time.perf_counter() - now))
         held.append((min(held[-1][0] + step_len, n_tokens), engine.load.n_held_blocks))
+        print(f"\r{held[-1][0]:,} of {n_tokens:,} tokens", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     seconds = time.perf_counter() - begin
     text = config.text
     dtype, every_layer = engine.cache.dtype, replace(text, rope_layers=frozenset())
     return {
         "tokens": n_tokens,
-        "chunk": chunk_len,
+        "chunk": config.text.chunk_len,
         "kv_dtype": kv_dtype,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
@@ -93,41 +127,26 @@ def measure(n_tokens: int, chunk_len: int, step_len: int, kv_dtype: str) -> dict
         "kv_bytes_allocated": engine.cache.n_bytes,  # with the chunks that a step may pass
         "kv_bytes_of_a_cache_without_chunks": sequence_bytes(every_layer, n_tokens, dtype),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "attention_us_a_token_by_tenth": clock.by_tenth(n_tokens),
+        "us_a_token": by_tenth(times, n_tokens),
     }
 
 
-class Clock:
-    """Adds up the seconds that a model spends in attention, by kind of layer and by position of the first token."""
+def by_tenth(times: list[tuple[int, float]], n_tokens: int) -> list[float]:
+    """Returns microseconds a token of steps, (position of the first token, seconds), for each tenth of the context."""
+    tenths = [0.0] * 10
+    ends = [start for start, _ in times[1:]] + [n_tokens]
+    counts = [0] * 10
+    for (start, seconds), end in zip(times, ends, strict=True):
+        tenths[min(start * 10 // n_tokens, 9)] += seconds
+        counts[min(start * 10 // n_tokens, 9)] += end - start
+    return [round(1e6 * seconds / n, 2) if n else 0.0 for seconds, n in zip(tenths, counts, strict=True)]
 
-    def __init__(self, model: Llama) -> None:
-        self.spent: dict[str, list[tuple[int, int, float]]] = defaultdict(list)  # kind: position, tokens, seconds
-        for layer in model.layers:
-            layer.attention.register_forward_pre_hook(self._begin)
-            layer.attention.register_forward_hook(self._end)
-        self._began = 0.0
-        self._n_read = [0] * len(model.layers)
 
-    def _begin(self, attention: Attention, inputs: tuple[Any, ...]) -> None:
-        self._began = time.perf_counter()
-
-    def _end(self, attention: Attention, inputs: tuple[Any, ...], out: Tensor) -> None:
-        seconds = time.perf_counter() - self._began
-        kind = "global" if attention.layer == GLOBAL_LAYER else "chunked"
-        self.spent[kind].append((self._n_read[attention.layer], len(out), seconds))
-        self._n_read[attention.layer] += len(out)
-
-    def by_tenth(self, n_tokens: int) -> dict[str, list[float]]:
-        """Returns microseconds a token and layer, for each tenth of the context."""
-        found = {}
-        for kind, samples in self.spent.items():
-            tenths = [[0, 0.0] for _ in range(10)]
-            for start, n, seconds in samples:
-                tenth = tenths[min(start * 10 // n_tokens, 9)]
-                tenth[0] += n
-                tenth[1] += seconds
-            found[kind] = [round(1e6 * seconds / n, 2) if n else 0.0 for n, seconds in tenths]
-        return found
+def packed(model: Llama) -> Llama:
+    """Returns the model as `puna.load` makes it: in the order of the processor's kernels, if it has them."""
+    for name, parameter in list(model.named_parameters()):
+        placer()(model, name, parameter.detach())
+    return model
 
 
 def toy(n_tokens: int, chunk_len: int) -> LlamaConfig:
