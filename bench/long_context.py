@@ -65,7 +65,7 @@ def measure(n_tokens: int, chunk_len: int, step_len: int, kv_dtype: str) -> dict
 
 
 def walk(model: Llama, n_tokens: int, step_len: int) -> list[float]:
-    """Returns what `by_tenth` does for a model without global layers, whose one chunk of blocks is used again and again.
+    """Returns what `by_tenth` does for a model without global layers, whose one chunk of blocks serves again and again.
 
     Not through an engine: that knows that such a model's tokens depend on nothing before their chunk, and begins there.
     """

@@ -171,17 +171,16 @@ def pack(weight: Tensor | Int4 | Int8) -> Packed:
     return Packed(kind, n_experts, n_out, n_in, data)
 
 
-def quantize_int4(numbers: Tensor, reaches: Sequence[float]) -> Int4 | None:
-    """Returns float32 or bfloat16 numbers [.. out in] as Int4 in the way of `quant.int4`; None if one is not finite.
+def quantize_int4(numbers: Tensor, reaches: Sequence[float]) -> Int4:
+    """Returns finite float32 numbers [rows in] as Int4 in the way of `quant.int4`, which tries these `reaches`.
 
-    `reaches` are those that are tried. `in` must be a multiple of 32.
+    `in` must be a multiple of 32.
     """
-    *leading, width = numbers.shape
+    rows, width = sizes(numbers, "rows in")
     source = numbers.contiguous()
-    codes = torch.empty(*leading, width // 2, dtype=torch.uint8)
-    scales = torch.empty(*leading, width // GROUP, dtype=torch.bfloat16)
-    n_bad = _loaded().puna_quantize_int4(
-        source.dtype == torch.bfloat16,
+    codes = torch.empty(rows, width // 2, dtype=torch.uint8)
+    scales = torch.empty(rows, width // GROUP, dtype=torch.bfloat16)
+    _loaded().puna_quantize_int4(
         source.data_ptr(),
         scales.numel(),
         (c_float * len(reaches))(*reaches),
@@ -190,7 +189,7 @@ def quantize_int4(numbers: Tensor, reaches: Sequence[float]) -> Int4 | None:
         scales.data_ptr(),
         _n_threads(),
     )
-    return None if n_bad else Int4(codes, scales)
+    return Int4(codes, scales)
 
 
 def linear(x: Tensor, weight: Packed) -> Tensor:
@@ -330,7 +329,7 @@ def _library() -> ctypes.CDLL | None:
     signatures = {
         "puna_matrix_bytes": ((count, number, number), number),
         "puna_pack": ((count, pointer, pointer, number, number, pointer, count), None),
-        "puna_quantize_int4": ((count, pointer, number, POINTER(c_float), count, pointer, pointer, count), number),
+        "puna_quantize_int4": ((pointer, number, POINTER(c_float), count, pointer, pointer, count), None),
         "puna_linear": ((POINTER(Matrix), pointer, number, pointer, count), None),
         "puna_grouped_linear": ((POINTER(Matrix), pointer, pointer, pointer, count), None),
         "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),

@@ -8,6 +8,8 @@ On a processor with kernels of ours they do the same search, seven times as fast
 Source: llama-models `quantize_impls.py` (int4); ggml `ggml-quants.c` (quantize_row_q4_0_ref, make_qx_quants).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from puna.kernels.formats import GROUP, Int4, Small, pack, shape
 from puna.quant.strips import device_of, strips
 
 LOWEST, HIGHEST = -8, 7
+QUICK_STRIP = 1 << 22
+"""Numbers that the kernels take at once: they pass over them once, and meetings of threads should be few."""
 TINY = torch.finfo(torch.float32).tiny
 REACHES = tuple(7 + 0.3 * i for i in range(9))
 """Where the extreme of a group may land, in steps below 0; beyond 8.5 it is clipped. Of 224 reaches on both sides the
@@ -29,36 +33,46 @@ def quantize(weight: Tensor | Small, importance: Tensor | None = None) -> Int4:
     importance float32 [in], none negative: what a squared error in each column costs, such as the mean square of the
     activations that meet it; None counts all alike. Raises ConfigError when `in` is not a multiple of 32.
     """
-    *leading, width = shape(weight)
-    if width % GROUP:
-        raise ConfigError(f"int4: {width} columns are not a multiple of {GROUP}; use int8 or fp8 for this model")
-    device = device_of(weight)
-    if importance is None and device.type == "cpu" and isinstance(weight, Tensor) and native.available():
-        quick = native.quantize_int4(weight.detach().to(_plain(weight.dtype)), REACHES)
-        if quick is not None:
-            return quick  # else the plain way says where the number is that is not finite
-    return quantize_plain(weight, importance)
+    is_quick = importance is None and device_of(weight).type == "cpu" and native.available()
+    return _quantize(weight, importance, _quick_strip if is_quick else _plain_strip, QUICK_STRIP if is_quick else None)
 
 
 def quantize_plain(weight: Tensor | Small, importance: Tensor | None = None) -> Int4:
-    """The twin of `quantize` for every device and format, with the same arguments and errors."""
+    """The twin of `quantize` for every device, with the same arguments and errors."""
+    return _quantize(weight, importance, _plain_strip)
+
+
+def _quantize(
+    weight: Tensor | Small,
+    importance: Tensor | None,
+    of_strip: Callable[[Tensor, Tensor | None], Int4],
+    strip_len: int | None = None,
+) -> Int4:
     *leading, width = shape(weight)
+    if width % GROUP:
+        raise ConfigError(f"int4: {width} columns are not a multiple of {GROUP}; use int8 or fp8 for this model")
     device = device_of(weight)
     codes = torch.empty(*leading, width // 2, dtype=torch.uint8, device=device)
     scales = torch.empty(*leading, width // GROUP, dtype=torch.bfloat16, device=device)
     flat_codes, flat_scales = codes.view(-1, width // 2), scales.view(-1, width // GROUP)
     costs = None if importance is None else importance.to(device).float()
-    for rows, numbers in strips(weight):
-        groups = numbers.view(-1, GROUP)  # g 32
-        cost = None if costs is None else costs.expand_as(numbers).reshape(-1, GROUP)  # g 32
-        scale = best_scales(groups, cost)
-        flat_codes[rows] = pack(nearest(groups, scale)).view(-1, width // 2)
-        flat_scales[rows] = scale.view(-1, width // GROUP).bfloat16()
+    for rows, numbers in strips(weight, strip_len):
+        strip = of_strip(numbers, costs)
+        flat_codes[rows], flat_scales[rows] = strip.codes, strip.scales
     return Int4(codes, scales)
 
 
-def _plain(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+def _quick_strip(numbers: Tensor, costs: Tensor | None) -> Int4:
+    assert costs is None, "the kernels count all columns alike"
+    return native.quantize_int4(numbers, REACHES)
+
+
+def _plain_strip(numbers: Tensor, costs: Tensor | None) -> Int4:
+    groups = numbers.view(-1, GROUP)  # g 32
+    cost = None if costs is None else costs.expand_as(numbers).reshape(-1, GROUP)  # g 32
+    scale = best_scales(groups, cost)
+    rows, width = numbers.shape
+    return Int4(pack(nearest(groups, scale)).view(rows, width // 2), scale.view(rows, width // GROUP).bfloat16())
 
 
 def best_scales(groups: Tensor, cost: Tensor | None = None) -> Tensor:

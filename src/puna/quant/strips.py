@@ -16,15 +16,17 @@ STRIP = {"cpu": 1 << 17}  # numbers: with its temporaries a strip fills half of 
 STRIP_ELSEWHERE = 1 << 25
 
 
-def strips(weight: Tensor | Small) -> Iterator[tuple[slice, Tensor]]:
+def strips(weight: Tensor | Small, n_numbers: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Yields runs of rows and their numbers, float32 [rows in]; rows count through all experts of [.. out in].
+
+    A run has about `n_numbers`; None takes what suits several passes over them.
 
     Raises WeightsError for a number that is infinite or none at all: nothing can be a multiple of its scale.
     """
     *leading, width = shape(weight)
     n_rows = math.prod(leading)
     rows = weight.view(n_rows, width) if isinstance(weight, Tensor) else _flat(weight, n_rows)
-    step = max(1, STRIP.get(device_of(weight).type, STRIP_ELSEWHERE) // width)
+    step = max(1, (n_numbers or STRIP.get(device_of(weight).type, STRIP_ELSEWHERE)) // width)
     for start in range(0, n_rows, step):
         run = slice(start, min(start + step, n_rows))
         part = rows[run] if isinstance(rows, Tensor) else type(rows)(rows.codes[run], rows.scales[run])

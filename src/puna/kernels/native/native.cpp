@@ -29,31 +29,19 @@ void puna_pack(int32_t kind, const uint8_t* source, const uint8_t* scales, int64
     });
 }
 
-// Int4 of `n_groups` groups of 32 numbers, float32 or bfloat16. Returns how many runs of groups hold a number that is not
-// finite; what they became means nothing.
-int64_t puna_quantize_int4(int32_t is_bf16, const uint8_t* numbers, int64_t n_groups, const float* reaches,
-                           int32_t n_reaches, uint8_t* codes, bf16* scales, int32_t n_threads) {
-    constexpr int64_t RUN = 4096;
-    std::atomic<int64_t> n_bad{0};
+// Int4 of `n_groups` groups of 32 finite numbers.
+void puna_quantize_int4(const float* numbers, int64_t n_groups, const float* reaches, int32_t n_reaches, uint8_t* codes,
+                        bf16* scales, int32_t n_threads) {
+    constexpr int64_t RUN = 256;
     together(n_threads, 1, [&](Member& team) {
         team.each((n_groups + RUN - 1) / RUN, [&](int64_t run) {
-            bool good = true;
             for (int64_t g = run * RUN; g < std::min(n_groups, (run + 1) * RUN); ++g) {
-                Halves x;
-                if (is_bf16) {
-                    const bf16* from = (const bf16*)numbers + g * GROUP;
-                    x = {from_bf16(_mm256_loadu_si256((const __m256i*)from)),
-                         from_bf16(_mm256_loadu_si256((const __m256i*)(from + LANES)))};
-                } else {
-                    const float* from = (const float*)numbers + g * GROUP;
-                    x = {_mm512_loadu_ps(from), _mm512_loadu_ps(from + LANES)};
-                }
-                good &= quantize_group(x, reaches, n_reaches, codes + g * GROUP / 2, scales + g);
+                const float* from = numbers + g * GROUP;
+                quantize_group({_mm512_loadu_ps(from), _mm512_loadu_ps(from + LANES)}, reaches, n_reaches,
+                               codes + g * GROUP / 2, scales + g);
             }
-            n_bad += !good;
         });
     });
-    return n_bad;
 }
 
 // out [n, w.n_out] = x [n, w.n_in] times the matrix, all float32.

@@ -32,12 +32,10 @@ inline float squared_error(Halves x, float scale) {
     return dot(off, off);
 }
 
-// Quantises one group: 16 bytes of codes, and the scale. Returns false where a number is not finite.
-inline bool quantize_group(Halves x, const float* reaches, int n_reaches, uint8_t* codes, bf16* scale) {
+// Quantises one group of finite numbers: 16 bytes of codes, and the scale.
+inline void quantize_group(Halves x, const float* reaches, int n_reaches, uint8_t* codes, bf16* scale) {
     const float lowest = std::min(_mm512_reduce_min_ps(x.a), _mm512_reduce_min_ps(x.b));
     const float highest = std::max(_mm512_reduce_max_ps(x.a), _mm512_reduce_max_ps(x.b));
-    const __mmask16 bad = _mm512_fpclass_ps_mask(x.a, 0x99) | _mm512_fpclass_ps_mask(x.b, 0x99);
-    if (bad) return false;
     const float extreme = highest > -lowest ? highest : lowest;  // of equals the negative one
     const Halves unit = times(x, reciprocal(extreme));
     const auto rounded = [&](float s) { return round_bf16(s * extreme) * reciprocal(extreme); };
@@ -62,5 +60,4 @@ inline bool quantize_group(Halves x, const float* reaches, int n_reaches, uint8_
     _mm512_store_si512(nibbles, _mm512_add_epi32(_mm512_cvtps_epi32(chosen.a), offset));
     _mm512_store_si512(nibbles + LANES, _mm512_add_epi32(_mm512_cvtps_epi32(chosen.b), offset));
     for (int i = 0; i < 16; ++i) codes[i] = (uint8_t)(nibbles[2 * i] | nibbles[2 * i + 1] << 4);
-    return true;
 }
