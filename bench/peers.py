@@ -3,7 +3,8 @@
     python bench/peers.py CHECKPOINT --llama BIN_DIR --gguf bf16=FILE --gguf Q4_0=FILE --gguf Q4_K_M=FILE \
         --vllm PYTHON --preload TCMALLOC:LIBIOMP [--ready int4=DIR] [--only prefill decode_b1 ...] [--rounds 3]
 
-puna's int4 is made while loading, each time anew, unless --ready names what `puna quantize` has made of the checkpoint.
+puna's int4 is made while loading, each time anew, unless --ready names what `puna quantize` has made of the checkpoint,
+or --cache-dir where puna may keep it.
 Each round runs every system once, one after the other, each in a process of its own, two threads each: A B C A B C ...
 Samples of all rounds together make the medians, and LINES says which ratios are wanted. `--only` takes names of cases
 or beginnings of them, so that a sitting can be cut into pieces of minutes; a piece runs only the systems that its lines
@@ -126,6 +127,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder of the weights that all systems run")
     parser.add_argument("--llama", type=Path, metavar="DIR", help="llama.cpp's programs")
     parser.add_argument("--gguf", action="append", default=[], metavar="NAME=FILE", help="bf16, Q4_0 or Q4_K_M")
+    parser.add_argument("--cache-dir", metavar="DIR", help="puna keeps its models there as they run, and loads them so")
     parser.add_argument(
         "--ready", action="append", default=[], metavar="FORMAT=DIR", help="what `puna quantize` made, such as int4=DIR"
     )
@@ -187,6 +189,7 @@ def _run(system: str, number: int, cases: Sequence[str], chosen: argparse.Namesp
 def _puna(form: str, cases: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]:
     folder = chosen.ready.get(form, chosen.checkpoint)
     quantize = ["--quantize", form] if form and form not in chosen.ready else []
+    quantize += ["--cache-dir", chosen.cache_dir] if chosen.cache_dir else []
     command = [sys.executable, "-m", "puna", "bench", folder, "--json", "--runs", str(chosen.runs)]
     said = _process([*command, *quantize, "--device", "cpu", "--only", *cases], chosen)
     document: dict[str, Any] = json.loads(said.text)
