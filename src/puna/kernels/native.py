@@ -194,12 +194,9 @@ def quantize_int4(numbers: Tensor, reaches: Sequence[float]) -> Int4:
 
 def linear(x: Tensor, weight: Packed) -> Tensor:
     """Returns x @ weight.T, [.. in] -> [.. out], in the dtype of x."""
-    rows = x.detach().reshape(-1, weight.n_in).float().contiguous()
-    out = torch.empty(rows.shape[0], weight.n_out)
-    if len(rows):
-        matrix = matrix_of(weight)
-        _loaded().puna_linear(ctypes.byref(matrix), rows.data_ptr(), len(rows), out.data_ptr(), _n_threads())
-    return out.view(*x.shape[:-1], weight.n_out).to(x.dtype)
+    rows = x.detach().reshape(-1, weight.n_in)
+    out = _grouped_linear(rows, weight, torch.tensor([0, len(rows)]))
+    return out.view(*x.shape[:-1], weight.n_out)
 
 
 def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Packed, down: Packed) -> Tensor:
@@ -250,6 +247,7 @@ def use_large_pages(memory: Tensor) -> None:
 
 
 def _grouped_linear(x: Tensor, weight: Packed, begins: Tensor) -> Tensor:
+    """Rows of expert e, begins[e] to begins[e + 1], times its matrix; begins int64 [E+1]. Result in the dtype of x."""
     rows = x.detach().float().contiguous()
     out = torch.empty(rows.shape[0], weight.n_out)
     matrix = matrix_of(weight)
@@ -330,7 +328,6 @@ def _library() -> ctypes.CDLL | None:
         "puna_matrix_bytes": ((count, number, number), number),
         "puna_pack": ((count, pointer, pointer, number, number, pointer, count), None),
         "puna_quantize_int4": ((pointer, number, POINTER(c_float), count, pointer, pointer, count), None),
-        "puna_linear": ((POINTER(Matrix), pointer, number, pointer, count), None),
         "puna_grouped_linear": ((POINTER(Matrix), pointer, pointer, pointer, count), None),
         "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),
         "puna_large_pages": ((pointer, number), None),

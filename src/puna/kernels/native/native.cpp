@@ -44,23 +44,8 @@ void puna_quantize_int4(const float* numbers, int64_t n_groups, const float* rea
     });
 }
 
-// out [n, w.n_out] = x [n, w.n_in] times the matrix, all float32.
-void puna_linear(const Matrix* w, const float* x, int64_t n, float* out, int32_t n_threads) {
-    Rows<uint8_t> records;
-    records.shape(n, record_bytes(w->kind, w->n_in));
-    std::vector<const uint8_t*> rows(n);
-    std::vector<float*> at(n);
-    for (int64_t i = 0; i < n; ++i) {
-        rows[i] = records[i];
-        at[i] = out + i * w->n_out;
-    }
-    together(n_threads, 2, [&](Member& team) {
-        make_records(team, w->kind, x, nullptr, n, w->n_in, records);
-        team.each(n_panels(*w), [&](int64_t i) { panel<SET>(*w, 0, i, n, rows.data(), at.data()); });
-    });
-}
-
-// As puna_linear for rows that lie expert by expert: those of expert e are begins[e] to begins[e + 1].
+// out [n, w.n_out] = x [n, w.n_in] times the matrix of each row's expert, all float32. Rows lie expert by expert: those of
+// expert e are begins[e] to begins[e + 1]. A matrix alone is one expert.
 void puna_grouped_linear(const Matrix* w, const float* x, const int64_t* begins, float* out, int32_t n_threads) {
     const int64_t n = begins[w->n_experts], n_each = n_panels(*w);
     Rows<uint8_t> records;
