@@ -81,7 +81,7 @@ class Options(TypedDict, total=False):
     logprobs: int | None  # 0: of the chosen tokens; n: also of the n most probable ones
     n: int  # how many answers to the same prompt
     priority: float  # 0 is ordinary, less comes earlier and more later, within -100..100
-    deadline_seconds: float | None  # on the clock of `time.monotonic`; once passed, the answer ends with finish "abort"
+    deadline_seconds: float | None  # from now on; once they have passed, the answer ends with finish "abort"
     # What the text must look like; at most one of these. It ends where it is satisfied.
     json_schema: Mapping[str, Any] | str | None  # a JSON document of this schema
     regex: str | None  # matched from beginning to end
@@ -554,7 +554,9 @@ def _request(
     """Returns the engine's request and the stop strings, which the engine does not know."""
     named: dict[str, Any] = dict(options)
     stop = named.pop("stop", ())
-    wanted = {name: named.pop(name) for name in ("n", "priority", "deadline_seconds") if name in named}
+    wanted: dict[str, Any] = {name: named.pop(name) for name in ("n", "priority") if name in named}
+    if (left := named.pop("deadline_seconds", None)) is not None:
+        wanted["deadline_seconds"] = time.monotonic() + left  # the engine's clock
     rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
     sampling = Sampling(stop_ids=stop_ids, n_logprobs=named.pop("logprobs", None), **named)
     grammar = None if rule is None else matcher(rule)
