@@ -7,7 +7,11 @@ import pytest
 from puna.errors import PromptError
 from puna.guard.lines import check_lines
 
-FIELDS = {"guard", "action", "score", "codes", "spans", "backend", "status", "coverage"}
+FIELDS = {"guard", "action", "score", "codes", "spans", "backend", "status", "coverage"} | {
+    "unknown",
+    "scores",
+    "reason",
+}
 
 
 def test_each_line_gives_one_verdict_in_order() -> None:

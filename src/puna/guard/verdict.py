@@ -4,12 +4,15 @@ In: the findings of one guard about one text. Out: a `Verdict`, comparable betwe
 not know policies: `action` is what the guard itself recommends, and a policy may tighten or loosen it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 Action = Literal["allow", "flag", "rewrite", "block", "escalate"]
-Backend = Literal["weights", "embedded", "rules"]
+Backend = Literal["weights", "judge", "embedded", "rules"]
+"""What judged: a trained guard from a checkpoint, a chat model asked to, a small model of the package, or rules."""
+
 Status = Literal["ok", "error", "skipped"]
 
 
@@ -39,8 +42,10 @@ class Verdict:
     """A guard's judgement of one text.
 
     `score` lies in 0..1, higher is worse; `codes` are those that were found, the worst first. `coverage` lists the
-    codes that this backend can see at all: a code outside it is unknown, never safe. `status` other than "ok" means
-    that not everything was judged; what follows from that is the policy's affair (fail open or closed).
+    codes that this backend can see at all, and `unknown` those of its guard's vocabulary that it cannot: they are
+    never safe. `scores` are those of single codes, as far as the backend tells them apart. `status` other than "ok"
+    means that not everything was judged, and `reason` says why; what follows from that is the policy's affair (fail
+    open or closed).
     """
 
     guard: str
@@ -51,6 +56,9 @@ class Verdict:
     backend: Backend
     status: Status
     coverage: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the verdict for JSON, spans included."""
@@ -63,6 +71,9 @@ class Verdict:
             "backend": self.backend,
             "status": self.status,
             "coverage": list(self.coverage),
+            "unknown": list(self.unknown),
+            "scores": {code: round(score, 6) for code, score in self.scores.items()},
+            "reason": self.reason,
         }
 
 
