@@ -17,6 +17,22 @@ def test_the_lowest_of_equal_entries_is_the_greatest() -> None:
     assert greatest(x)[1].tolist() == greatest_plain(x)[1].tolist() == [0, 70]
 
 
+@pytest.mark.parametrize("width", [5, 64, 100, 4096])
+def test_what_is_barred_is_not_named_but_still_counts_as_the_greatest(width: int) -> None:
+    x = torch.randn(7, width, generator=torch.Generator().manual_seed(width))
+    bar = torch.zeros(width).index_fill_(0, torch.cat([x.argmax(dim=1)[:3], torch.tensor([2])]), -torch.inf)
+    for fast, plain in zip(greatest(x, bar), greatest_plain(x, bar), strict=True):
+        assert torch.equal(fast, plain)
+    assert torch.equal(greatest(x, bar)[0], x.amax(dim=1))
+    assert not bar[greatest(x, bar)[1]].isinf().any()
+
+
+def test_rows_that_do_not_lie_together_are_found_too() -> None:
+    x = torch.randn(64, 7, generator=torch.Generator().manual_seed(0)).T
+    for fast, plain in zip(greatest(x), greatest_plain(x), strict=True):
+        assert torch.equal(fast, plain)
+
+
 def test_not_a_number_counts_as_the_greatest() -> None:
     x = torch.tensor([[1.0, torch.nan, torch.inf], [3.0, 2.0, -torch.inf]])
     for find in (greatest, greatest_plain):

@@ -22,6 +22,7 @@ seen. Settings become tensors once for each composition of the batch, and one co
 Not here: text, stopping, which rows belong together.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -106,8 +107,8 @@ class Sampler:
     """
 
     def __init__(self, forbidden: Sequence[int] = ()) -> None:
-        self._forbidden = frozenset(forbidden)
-        self._forbidden_ids = torch.tensor(sorted(self._forbidden), dtype=torch.long)
+        self._forbidden = torch.tensor(sorted(set(forbidden)), dtype=torch.long)
+        self._bar: Tensor | None = None  # what is added to logits so that forbidden ids are never the greatest
         self._layout: _Layout | None = None
         self._penalties: Penalties | None = None
         self._room: Tensor | None = None  # for the rows of one step; fresh memory costs more than the copy
@@ -125,16 +126,16 @@ class Sampler:
         """
         layout = self._laid_out(states, [1 + len(draft) for draft in drafts], logits.device)
         sizes(logits, f"{layout.n_rows} V")
-        peaks, tokens = greatest(logits)  # R, R
+        bar = self._bar_of(logits)
+        peaks, tokens = greatest(logits, bar)  # R, R
         worked: _Worked | None = None
         if layout.worked is not None:
-            worked = self._work(self._copied(logits, layout.worked), layout, states, drafts)
+            worked = self._work(self._copied(logits, layout.worked), bar, layout, states, drafts)
             tokens = tokens.index_copy(0, layout.worked, worked.tokens)
         found = _to_host(tokens, peaks, worked)
         if worked is not None and layout.some.settings is not None:
             uniforms = [u for i in layout.some.states for u in states[i].uniforms(1 + len(drafts[i]))]
             _pick_some(found, worked, layout, np.array(uniforms)[:, None])
-        self._mend(found, logits, layout)
         barred = {layout.worked_rows[i] for i, is_open in enumerate(found.is_open) if not is_open}
         logprobs = _logprobs(logits, found.tokens, layout)
         chosen: list[list[Choice]] = []
@@ -165,11 +166,16 @@ class Sampler:
         return torch.index_select(logits, 0, places, out=room)
 
     def _work(
-        self, rows: Tensor, layout: "_Layout", states: Sequence[SamplerState], drafts: Sequence[Sequence[int]]
+        self,
+        rows: Tensor,
+        bar: Tensor | None,
+        layout: "_Layout",
+        states: Sequence[SamplerState],
+        drafts: Sequence[Sequence[int]],
     ) -> "_Worked":
         """Changes `rows` [A V], which it may keep, as their sequences ask, and chooses a token of each."""
-        if self._forbidden:
-            rows.index_fill_(1, self._forbidden_on(rows.device), -torch.inf)
+        if bar is not None:
+            rows += bar
         if layout.penalised.places is not None:
             accounts = [seen for i in layout.penalised.states if (seen := states[i].seen) is not None]
             if self._penalties is None or not self._penalties.serves(accounts, rows.device):
@@ -189,19 +195,12 @@ class Sampler:
             likely = candidates(_rows(rows, some.places), some.temperature, layout.n_candidates, layout.all_closed)
         return _Worked(rows, tokens, peaks > -torch.inf, likely)
 
-    def _forbidden_on(self, device: torch.device) -> Tensor:
-        """Returns the forbidden ids, which move to the device of the logits once."""
-        self._forbidden_ids = self._forbidden_ids.to(device)
-        return self._forbidden_ids
-
-    def _mend(self, found: "_Found", logits: Tensor, layout: "_Layout") -> None:
-        """Corrects in `found` the plain rows whose arg-max is forbidden."""
-        if self._forbidden.isdisjoint(found.tokens):
-            return
-        for row in layout.plain_rows:
-            if found.tokens[row] in self._forbidden:
-                allowed = logits[row].index_fill(0, self._forbidden_on(logits.device), -torch.inf)
-                found.tokens[row] = int(allowed.argmax())
+    def _bar_of(self, logits: Tensor) -> Tensor | None:
+        """Returns float32 [V] on the device of `logits` [R V], 0 for ids that may be chosen and -inf for others."""
+        if len(self._forbidden) and (self._bar is None or self._bar.device != logits.device):
+            bar = torch.zeros(logits.shape[1]).index_fill_(0, self._forbidden, -torch.inf)
+            self._bar = bar.to(logits.device)
+        return self._bar
 
 
 class _Group(NamedTuple):
@@ -230,7 +229,6 @@ class _Layout:
         drawn = [i for i, sampling in enumerate(samplings) if not sampling.is_greedy]
         is_worked = {*penalised, *constrained, *drawn}
         self.worked_rows = [row for row, i in enumerate(owners) if i in is_worked]
-        self.plain_rows = [row for row, i in enumerate(owners) if i not in is_worked]
         self.worked = torch.tensor(self.worked_rows, device=device) if self.worked_rows else None
         within = [owners[row] for row in self.worked_rows]
 
@@ -299,16 +297,23 @@ def _to_host(tokens: Tensor, peaks: Tensor, worked: _Worked | None) -> _Found:
     parts = [tokens, peaks]
     if worked is not None:
         parts += [worked.is_open, *(worked.candidates or ())]
+    elif tokens.device.type == "cpu":  # the shortest way: a step of greedy rows alone is over in no time
+        _check_finite(peaks.tolist())
+        return _Found(tokens.tolist(), [], None)
     numbers = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()
     ends = list(accumulate(part.numel() for part in parts))
     chosen, peak, *others = (
         piece.reshape(part.shape) for piece, part in zip(np.split(numbers, ends), parts, strict=False)
     )
-    if not np.isfinite(peak).all():
-        raise WeightsError("logits are not finite: check the checkpoint, or load it with dtype float32 or bfloat16")
+    _check_finite(peak.tolist())
     is_open = others[0].astype(bool).tolist() if others else []
     likely = (others[1], others[2].astype(np.int64), others[3]) if len(others) > 1 else None
     return _Found(chosen.astype(np.int64).tolist(), is_open, likely)
+
+
+def _check_finite(peaks: Sequence[float]) -> None:
+    if not all(map(math.isfinite, peaks)):
+        raise WeightsError("logits are not finite: check the checkpoint, or load it with dtype float32 or bfloat16")
 
 
 def _pick_some(found: _Found, worked: _Worked, layout: _Layout, uniform: NDArray[np.float64]) -> None:

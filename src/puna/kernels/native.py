@@ -212,6 +212,15 @@ def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Packed, 
     return mixed[slots.slot].view(T, k, D).sum(1)  # T D
 
 
+def greatest(x: Tensor, bar: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns what `ranking.greatest` does, for contiguous float32 numbers. x [R V], bar [V]."""
+    R, V = sizes(x, "R V")
+    peaks, places = torch.empty(R), torch.empty(R, dtype=torch.int64)
+    pointer = None if bar is None else bar.data_ptr()
+    _loaded().puna_greatest(x.data_ptr(), pointer, R, V, peaks.data_ptr(), places.data_ptr())
+    return peaks, places
+
+
 def room(n_bytes: int) -> Tensor:
     """Returns memory uint8 [n_bytes] for a packed weight: on the border of a cache line, in large pages if it may."""
     return _room.take(n_bytes)
@@ -330,6 +339,7 @@ def _library() -> ctypes.CDLL | None:
         "puna_quantize_int4": ((pointer, number, POINTER(c_float), count, pointer, pointer, count), None),
         "puna_grouped_linear": ((POINTER(Matrix), pointer, pointer, pointer, count), None),
         "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),
+        "puna_greatest": ((pointer, pointer, number, number, pointer, pointer), None),
         "puna_large_pages": ((pointer, number), None),
         "puna_struct_bytes": ((count,), number),
     }

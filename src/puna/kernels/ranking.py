@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from puna.kernels import native
 from puna.shapes import sizes
 
 BLOCK = 64
@@ -28,16 +29,20 @@ class Ranked(NamedTuple):
     ids: Tensor
 
 
-def greatest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the greatest entry [R] of each row of `x` [R V] and its column int64 [R]; the lowest one among equals.
+def greatest(x: Tensor, bar: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns the greatest entry [R] of each row of `x` [R V], and the column int64 [R] of the greatest of `x + bar`.
 
+    `bar` [V] has 0 for columns that may be named and -inf for others; None allows all. The lowest column among equals.
     NaN counts as greater than all numbers.
     """
     sizes(x, "R V")
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
-        return greatest_plain(x)
+        return greatest_plain(x, bar)
+    if native.available() and x.is_contiguous():
+        return native.greatest(x, bar)
     ids = torch.from_numpy(x.numpy().argmax(axis=-1))  # R
-    return x.gather(1, ids[:, None])[:, 0], ids
+    peaks = x.gather(1, ids[:, None])[:, 0]
+    return peaks, ids if bar is None else torch.from_numpy((x + bar).numpy().argmax(axis=-1))
 
 
 def rows_at_once(x: Tensor) -> int:
@@ -46,10 +51,10 @@ def rows_at_once(x: Tensor) -> int:
     return max(1, PIECE // V) if x.device.type == "cpu" else max(1, R)
 
 
-def greatest_plain(x: Tensor) -> tuple[Tensor, Tensor]:
+def greatest_plain(x: Tensor, bar: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The twin of `greatest` for every dtype and device."""
     values, ids = x.max(dim=-1)
-    return values, ids
+    return values, ids if bar is None else (x + bar).argmax(dim=-1)
 
 
 def greatest_k(x: Tensor, k: int) -> Ranked:

@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 #include "decoder.h"
 #include "quantize.h"
+#include "ranking.h"
 
 namespace {
 
@@ -66,6 +67,11 @@ void puna_grouped_linear(const Matrix* w, const float* x, const int64_t* begins,
             panel<SET>(*w, e, i % n_each, begins[e + 1] - first, rows.data() + first, at.data() + first);
         });
     });
+}
+
+// The greatest of each row of x [n, width] in peaks, and where the greatest of x + bar [width] (nullptr: of x) is in places.
+void puna_greatest(const float* x, const float* bar, int64_t n, int64_t width, float* peaks, int64_t* places) {
+    for (int64_t i = 0; i < n; ++i) peaks[i] = greatest(x + i * width, bar, width, places + i);
 }
 
 // Asks for large pages in memory that is not used yet: with small ones a core reads less of it in a second.
