@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 
 from puna.errors import ConfigError, DeviceError
 from puna.eval.metrics import Estimate, average
@@ -183,12 +183,89 @@ class Choice:
     labels: tuple[str, ...]
 
 
-Prompt = Completion | Chat | Choice
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A text that is read, not answered: what counts is how probable all its tokens are. The response: `Likelihood`.
+
+    Of texts longer than `window` tokens (None: the context) every token is predicted once: window by window, the first
+    token of each from the one before it, that of the text from begin_of_text; the last window reaches back as far as
+    it may. Source: lm-evaluation-harness 0.4.13, `get_rolling_token_windows` with one token of context.
+    """
+
+    text: str
+    window: int | None = None
+    images: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    """A text that the model and a reference model read, in windows as a `Passage`. The response: `Divergence`."""
+
+    text: str
+    window: int = 512
+
+
+Prompt = Completion | Chat | Choice | Passage | Compare
+
+
+class Likelihood(NamedTuple):
+    """What a model says of a passage: the natural logarithm of its probability, over `n_tokens`."""
+
+    logprob: float
+    n_tokens: int
+
+    @classmethod
+    def read(cls, response: str) -> "Likelihood | None":
+        """Returns the likelihood that a response holds as a JSON object, None where it holds none."""
+        found = _read_numbers(response, cls._fields)
+        return cls(found[0], int(found[1])) if found else None
+
+    def write(self) -> str:
+        """Returns the response that `read` reads."""
+        return json.dumps(self._asdict())
+
+
+class Divergence(NamedTuple):
+    """How far a model is from its reference over `n_tokens` predictions: the mean Kullback-Leibler divergence of the
+    reference's distribution from the model's, in nats, and the share of places where both find the same token best."""
+
+    divergence: float
+    agreement: float
+    n_tokens: int
+
+    @classmethod
+    def read(cls, response: str) -> "Divergence | None":
+        """Returns the divergence that a response holds as a JSON object, None where it holds none."""
+        found = _read_numbers(response, cls._fields)
+        return cls(found[0], found[1], int(found[2])) if found else None
+
+    def write(self) -> str:
+        """Returns the response that `read` reads."""
+        return json.dumps(self._asdict())
+
+
+def _read_numbers(response: str, names: Sequence[str]) -> list[float] | None:
+    try:
+        document = json.loads(response)
+        return [float(document[name]) for name in names]
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+class Reader(Protocol):
+    """What a task may ask of a model before it makes its items: how much it reads, and how it counts."""
+
+    @property
+    def context_len(self) -> int | None:
+        """Tokens of the longest prompt with its answer; None where a server does not tell."""
+
+    def count(self, text: str) -> int | None:
+        """Returns how many tokens a text has; None where a server does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a response is worth, from 0 to 1, or None when it could not be scored; what was read out of it; why."""
+    """What a response is worth in the task's unit, or None when it cannot be scored; what was read out of it; why."""
 
     value: float | None
     answer: str | None
@@ -213,6 +290,13 @@ class Task:
 
     With `vote` the samples of an item become one response by majority; without, their values are averaged.
     `macro` averages over groups instead of items. `summary` replaces averaging for measures of a whole corpus.
+
+    unit         of its values: "share" is from 0 to 1 and shown in per cent, anything else, such as "bits per byte", is
+                 shown as the number it is, and its items are neither right nor wrong
+    best         whether a high value is good, or a low one
+    temperature  of generated answers; several samples of an item need more than 0
+    fit          returns the task for one model, such as with items as long as that reads; not asked without a model
+    is_private   its authors ask not to show the items: prompts are written into no file
     """
 
     name: str
@@ -229,6 +313,11 @@ class Task:
     id_field: str | None = None
     vote: Callable[[Sequence[str]], str] | None = None
     summary: Callable[[Sequence[Judged]], Estimate] | None = None
+    unit: str = "share"
+    best: Literal["high", "low"] = "high"
+    temperature: float = 0.0
+    fit: "Callable[[Reader], Task] | None" = None
+    is_private: bool = False
 
 
 def matched(answer: str | None, accepted: Sequence[str] | str) -> Score:
@@ -258,6 +347,7 @@ class Report:
 
     task: str
     metric: str
+    unit: str
     score: float | None
     stderr: float | None
     n: int
@@ -268,8 +358,8 @@ class Report:
     judged: tuple[Judged, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the document of `--json`. An item is `correct` when its value is 1, null when it has none."""
-        fields = ("task", "metric", "score", "stderr", "n", "unscored", "missing", "chance")
+        """Returns the document of `--json`. An item is `correct` when its share is 1, null when it has none."""
+        fields = ("task", "metric", "unit", "score", "stderr", "n", "unscored", "missing", "chance")
         return {
             **{name: getattr(self, name) for name in fields},
             "groups": {name: asdict(estimate) for name, estimate in self.groups.items()},
@@ -279,7 +369,7 @@ class Report:
                     "group": judged.item.group,
                     "answer": judged.score.answer,
                     "value": judged.score.value,
-                    "correct": None if judged.score.value is None else judged.score.value == 1,
+                    "correct": None if judged.score.value is None or self.unit != "share" else judged.score.value == 1,
                     "reason": judged.score.reason,
                 }
                 for judged in self.judged
@@ -311,6 +401,7 @@ def summarize(task: Task, judged: Sequence[Judged], *, missing: int = 0) -> Repo
     return Report(
         task=task.name,
         metric=task.metric,
+        unit=task.unit,
         score=whole.value if whole else None,
         stderr=whole.stderr if whole else None,
         n=len(scored),
