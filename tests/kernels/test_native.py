@@ -12,7 +12,7 @@ from puna.kernels.formats import GROUP, Int4, Int8, dequantize, pack
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C++ kernels are not built for this processor")
 
-KINDS = ("fp32", "bf16", "int8", "int4")
+KINDS = ("fp32", "bf16", "int8", "int6", "int4")
 TOLERANCE = 1e-5
 """Of float32 sums of 2080 parts one after the other, relative to the root of the sum of squared parts."""
 
@@ -28,9 +28,10 @@ def weight_of(kind: str, *shape: int) -> Tensor | Int4 | Int8:
         return plain
     if kind == "bf16":
         return plain.bfloat16()
-    if kind == "int8":
-        codes = torch.randint(-127, 128, shape, generator=torch.Generator().manual_seed(2)).to(torch.int8)
-        return Int8(codes, plain[..., :1] / 100)
+    if kind in ("int8", "int6"):
+        least, most = (-127, 127) if kind == "int8" else (-32, 31)
+        codes = torch.randint(least, most + 1, shape, generator=torch.Generator().manual_seed(2)).to(torch.int8)
+        return Int8(codes, plain[..., :1] / most)
     codes = pack(torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(3)))
     return Int4(codes, (plain[..., ::GROUP] / 8).bfloat16().contiguous())
 

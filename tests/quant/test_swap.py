@@ -96,7 +96,7 @@ def test_weights_are_packed_where_the_processor_has_kernels(to: Format | None) -
         place(packed, name, parameter.detach())
     head: object = packed.head
     assert isinstance(head, SmallLinear) and isinstance(head.weight, Packed)
-    assert head.weight.kind == {"int4": "int8", "int8": "int8", None: "fp32"}[to]
+    assert head.weight.kind == {"int4": "int6", "int8": "int8", None: "fp32"}[to]
     moe = layer_of(packed, 1).moe
     assert moe is not None and isinstance(moe.router, nn.Linear)
     plain = random_model(config()) if policy is None else written_out(policy)

@@ -21,9 +21,9 @@ from puna.kernels.experts import group_by_expert
 from puna.kernels.formats import GROUP, Int4, Int8
 from puna.shapes import sizes
 
-Kind = Literal["fp32", "bf16", "int8", "int4"]
+Kind = Literal["fp32", "bf16", "int8", "int4", "int6"]
 
-KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4")
+KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4", "int6")
 _PLAIN: dict[torch.dtype, Kind] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 _BYTES_WORTH_A_TEAM = 1 << 18  # of weights in a layer: what one core reads while threads meet a dozen times
@@ -153,12 +153,12 @@ def pack(weight: Tensor | Int4 | Int8) -> Packed:
     """Returns a weight [out in] or [E out in] in the order of the kernels, its numbers as they are.
 
     Any sizes: the last block of outputs and the last group of inputs are filled with zeros. Tensors are float32 or
-    bfloat16. Needs `available()`.
+    bfloat16. Int8 whose codes all fit in six bits takes six. Needs `available()`.
     """
     if isinstance(weight, Tensor):
         kind, codes, scales = _PLAIN[weight.dtype], weight, None
     else:
-        kind, codes, scales = ("int4" if isinstance(weight, Int4) else "int8"), weight.codes, weight.scales
+        kind, codes, scales = ("int4" if isinstance(weight, Int4) else _narrowest(weight)), weight.codes, weight.scales
     n_experts = codes.shape[0] if codes.dim() == 3 else None
     *_, n_out, n_in = codes.shape
     n_in = 2 * n_in if kind == "int4" else n_in
@@ -264,6 +264,11 @@ def _grouped_linear(x: Tensor, weight: Packed, begins: Tensor) -> Tensor:
         ctypes.byref(matrix), rows.data_ptr(), begins.data_ptr(), out.data_ptr(), _n_threads()
     )
     return out.to(x.dtype)
+
+
+def _narrowest(weight: Int8) -> Kind:
+    least, most = weight.codes.aminmax() if weight.codes.numel() else (0, 0)
+    return "int6" if least >= -32 and most <= 31 else "int8"
 
 
 def _pack_one(kind: Kind, codes: Tensor, scales: Tensor | None, n_out: int, n_in: int, target: Tensor) -> None:

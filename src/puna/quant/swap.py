@@ -52,12 +52,13 @@ _NAMES: Mapping[type[Small], Format] = {kind: name for name, kind in KINDS.items
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What becomes small, and how small; the head in a format of its own if `head_to` names one. `costs` are mean
-    squares of the activations of each column, by parameter, if they were measured: int4 weighs its errors with them."""
+    """What becomes small, and how small; the head in a format of its own if `head_to` names one, whose codes have
+    `head_bits` bits if it is int8. `costs` are mean squares of the activations of each column, by parameter, if they were measured: int4 weighs its errors with them."""
 
     to: Format
     parts: frozenset[str] = DECODER
     head_to: Format | None = None
+    head_bits: int = 8
     costs: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -72,9 +73,9 @@ class Policy:
 
     @classmethod
     def in_memory(cls, to: Format) -> "Policy":
-        """Returns what loading does: the whole decoder. With int4 the head keeps 8 bits, as in llama.cpp's files: it is
-        a tenth of what a small model reads, and on cria it makes a fifth of the drift. Raises as `Policy` does."""
-        return cls(to=to, head_to="int8" if to == "int4" else None)
+        """Returns what loading does: the whole decoder. With int4 the head keeps 6 bits, as in llama.cpp's files: four
+        would make a fifth of cria's drift, eight would save none. Raises as `Policy` does."""
+        return cls(to=to, head_to="int8", head_bits=6) if to == "int4" else cls(to=to)
 
     def format_of(self, name: str) -> Format:
         """Returns what the parameter of this name becomes."""
@@ -91,6 +92,8 @@ class Policy:
         try:
             if to == "int4" and self.costs is not None and name in self.costs:
                 return int4.quantize(weight, self.costs[name])
+            if to == self.head_to == "int8" and part_of(name) == "head":
+                return int8.quantize(weight, self.head_bits)
             return _QUANTISERS[to](weight)
         except (ConfigError, WeightsError) as error:
             raise type(error)(f"{name}: {error}") from error

@@ -4,13 +4,13 @@
 // side, one in each lane of a register, so a sum runs along `in` in one lane: no lanes are ever added up, and a row's
 // result does not depend, bit for bit, on how many other rows there are.
 //
-// What a row of activations must look like for a weight is its `record`: float32, bfloat16, or (for both integer kinds)
+// What a row of activations must look like for a weight is its `record`: float32, bfloat16, or (for all integer kinds)
 // int8 in groups of 32, each with a float32 scale and the sum of its integers.
 #pragma once
 #include <algorithm>
 #include "simd.h"
 
-enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3, INT6 = 4 };
 enum Mode : int32_t { SET = 0, ADD = 1 };  // what a product does with what is there
 
 constexpr int GROUP = 32;         // inputs that share a scale; every `in` is filled up with zeros to a multiple of it
@@ -18,6 +18,7 @@ constexpr int AHEAD = 3072;        // bytes that are asked for before they are n
 constexpr int PANEL = 4;          // blocks of 16 outputs that are worked on together
 constexpr int MOST_ROWS = 6;      // rows of a tile of floats: 6 x 4 sums, 4 weights and 1 activation fill the registers
 constexpr int MOST_INT_ROWS = 8;  // rows of a tile of integers, over one block
+constexpr int64_t INT6_CODES = GROUP * LANES * 6 / 8;  // as for four bits, and then two lines of upper bits
 constexpr int64_t INT4_CODES = GROUP * LANES / 2;  // bytes of one group of a block
 constexpr int64_t INT4_PAIR = 2 * INT4_CODES + 2 * LANES * 2;  // two groups' codes and then their scales: one stream
 constexpr int64_t IN_BLOCK = 2048;  // inputs of a float panel at once: 64 x 2048 x 2 bytes stay in the second cache
@@ -34,6 +35,7 @@ inline int64_t block_bytes(int32_t kind, int64_t n_in) {
         case FP32: return in * LANES * 4;
         case BF16: return in * LANES * 2;
         case INT8: return in * LANES + LANES * 4;
+        case INT6: return in / GROUP * INT6_CODES + LANES * 4;
         default: return padded(in, 2 * GROUP) / (2 * GROUP) * INT4_PAIR;
     }
 }
@@ -119,32 +121,47 @@ void float_tile(const uint8_t* const* rows, const uint8_t* block, int64_t bytes,
         for (int j = 0; j < NB; ++j) put<MODE>(out[m] + j * LANES, j == NB - 1 ? mask : (__mmask16)0xffff, sums[m][j]);
 }
 
+constexpr int STEPS = GROUP / 4;  // of four inputs; two of them share their bytes where a code has four bits
+
+// The codes, without sign, of one group of a block: a register for each step.
+template <int KIND> inline void load_codes(const uint8_t* codes, __m512i (&w)[STEPS]) {
+    if (KIND == INT8) {
+        for (int i = 0; i < STEPS; ++i) w[i] = _mm512_load_si512(codes + i * 64);
+        return;
+    }
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int i = 0; i < STEPS / 2; ++i) {
+        const __m512i both = _mm512_load_si512(codes + i * 64);
+        w[2 * i] = _mm512_and_si512(both, low);
+        w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    }
+    if (KIND != INT6) return;
+    const __m512i high = _mm512_set1_epi8(0x30);  // a line has the two upper bits of four steps
+    for (int i = 0; i < STEPS; i += 4) {
+        const __m512i upper = _mm512_load_si512(codes + INT4_CODES + i / 4 * 64);
+        const __m512i shifted[] = {_mm512_slli_epi16(upper, 4), _mm512_slli_epi16(upper, 2), upper, _mm512_srli_epi16(upper, 2)};
+        for (int j = 0; j < 4; ++j) w[i + j] = _mm512_ternarylogic_epi32(w[i + j], shifted[j], high, 0xf8);  // a | b & c
+    }
+}
+
 // Integers: one block, all inputs. The codes of a weight are stored without sign; what their offset adds is taken away
 // by way of the record's sums.
 template <int KIND, int MODE, int MR>
 void int_tile(const uint8_t* const* rows, const uint8_t* block, int64_t in, float* const* out, __mmask16 mask) {
-    constexpr int STEPS = GROUP / 4, LINES = KIND == INT4 ? 5 : 8;
-    constexpr int OFFSET = KIND == INT4 ? 8 : 128;
+    constexpr int LINES = KIND == INT4 ? 5 : KIND == INT6 ? 6 : 8;
+    constexpr int OFFSET = KIND == INT4 ? 8 : KIND == INT6 ? 32 : 128;
+    constexpr int64_t EACH = KIND == INT6 ? INT6_CODES : GROUP * LANES;
     const int64_t n_groups = in / GROUP;
     __m512 sums[MR];
     for (int m = 0; m < MR; ++m) sums[m] = _mm512_setzero_ps();
-    const __m512i low = _mm512_set1_epi8(15);
     for (int64_t g = 0; g < n_groups; ++g) {
         const uint8_t* pair = block + g / 2 * INT4_PAIR;
-        const uint8_t* codes = KIND == INT4 ? pair + g % 2 * INT4_CODES : block + g * GROUP * LANES;
+        const uint8_t* codes = KIND == INT4 ? pair + g % 2 * INT4_CODES : block + g * EACH;
         for (int i = 0; MR <= 4 && i < LINES; ++i) _mm_prefetch(codes + i * 64 + AHEAD, _MM_HINT_T0);
         __m512i w[STEPS];
+        load_codes<KIND>(codes, w);
         __m512 scale = _mm512_setzero_ps();
-        if (KIND == INT4) {
-            for (int i = 0; i < STEPS / 2; ++i) {
-                const __m512i both = _mm512_load_si512(codes + i * 64);
-                w[2 * i] = _mm512_and_si512(both, low);
-                w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-            }
-            scale = from_bf16(_mm256_load_si256((const __m256i*)(pair + 2 * INT4_CODES + g % 2 * LANES * 2)));
-        } else {
-            for (int i = 0; i < STEPS; ++i) w[i] = _mm512_load_si512(codes + i * 64);
-        }
+        if (KIND == INT4) scale = from_bf16(_mm256_load_si256((const __m256i*)(pair + 2 * INT4_CODES + g % 2 * LANES * 2)));
         for (int m = 0; m < MR; ++m) {
             const uint8_t* x = rows[m] + g * GROUP;
             const float* x_scales = (const float*)(rows[m] + in);
@@ -162,7 +179,7 @@ void int_tile(const uint8_t* const* rows, const uint8_t* block, int64_t in, floa
         }
     }
     for (int m = 0; m < MR; ++m) {
-        if (KIND == INT8) sums[m] = _mm512_mul_ps(sums[m], _mm512_load_ps((const float*)(block + in * LANES)));
+        if (KIND != INT4) sums[m] = _mm512_mul_ps(sums[m], _mm512_load_ps((const float*)(block + n_groups * EACH)));
         put<MODE>(out[m], mask, sums[m]);
     }
 }
@@ -250,20 +267,23 @@ void panel(const Matrix& w, int64_t expert, int64_t number, int64_t n_rows, cons
         case FP32: return float_panel<FP32, MODE>(w, first, column, n_rows, rows, out);
         case BF16: return float_panel<BF16, MODE>(w, first, column, n_rows, rows, out);
         case INT8: return int_panel<INT8, MODE>(w, first, column, n_rows, rows, out);
+        case INT6: return int_panel<INT6, MODE>(w, first, column, n_rows, rows, out);
         default: return int_panel<INT4, MODE>(w, first, column, n_rows, rows, out);
     }
 }
 
 // Packing -------------------------------------------------------------------------------------------------------------
 
-// source: for FP32 float, BF16 bfloat16, INT8 signed codes, each [out in]; for INT4 nibbles [out in/2], low one first.
-// scales: INT8 float32 [out], INT4 bfloat16 [out in/32]. Fills block number `block` of `target`.
+// source: for FP32 float, BF16 bfloat16, INT8 and INT6 signed codes in bytes, each [out in]; for INT4 nibbles [out in/2],
+// low one first. scales: INT8 and INT6 float32 [out], INT4 bfloat16 [out in/32]. Fills block number `block` of `target`.
 inline void pack_block(int32_t kind, const uint8_t* source, const uint8_t* scales, int64_t n_out, int64_t n_in,
                        int64_t block, uint8_t* target) {
     const int64_t in = padded(n_in, GROUP), bytes = block_bytes(kind, n_in);
     uint8_t* out = target + block * bytes;
     std::memset(out, 0, bytes);
     if (kind == INT8) std::memset(out, 128, in * LANES);
+    for (int64_t g = 0; kind == INT6 && g < in / GROUP; ++g)
+        std::memset(out + g * INT6_CODES + INT4_CODES, 0xaa, INT6_CODES - INT4_CODES);  // the upper bits of 0 and its offset
     for (int64_t pair = 0; kind == INT4 && pair < bytes; pair += INT4_PAIR) std::memset(out + pair, 0x88, 2 * INT4_CODES);
     for (int64_t lane = 0; lane < LANES && block * LANES + lane < n_out; ++lane) {
         const int64_t row = block * LANES + lane;
@@ -277,6 +297,17 @@ inline void pack_block(int32_t kind, const uint8_t* source, const uint8_t* scale
             const uint8_t* from = source + row * n_in;
             for (int64_t i = 0; i < n_in; ++i) out[(i / 4 * LANES + lane) * 4 + i % 4] = from[i] + 128;
             ((float*)(out + in * LANES))[lane] = ((const float*)scales)[row];
+        } else if (kind == INT6) {
+            const int8_t* from = (const int8_t*)source + row * n_in;
+            for (int64_t i = 0; i < n_in; ++i) {
+                const int64_t step = i % GROUP / 4, place = lane * 4 + i % 4;
+                uint8_t* codes = out + i / GROUP * INT6_CODES;
+                uint8_t& upper = codes[INT4_CODES + step / 4 * 64 + place];
+                const int code = from[i] + 32, shift = step % 4 * 2;
+                codes[step / 2 * 64 + place] |= (uint8_t)((code & 15) << step % 2 * 4);
+                upper = (uint8_t)((upper & ~(3 << shift)) | (code >> 4) << shift);
+            }
+            ((float*)(out + in / GROUP * INT6_CODES))[lane] = ((const float*)scales)[row];
         } else {
             const uint8_t* from = source + row * (n_in / 2);
             const bf16* from_scales = (const bf16*)scales + row * (n_in / GROUP);
