@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_complete(commands)
     _add_serve(commands)
+    _add_batch(commands)
     _add_convert(commands)
     _add_quantize(commands)
     _add_params(commands)
@@ -152,6 +153,18 @@ def _add_serve(commands: Any) -> None:
         "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
     )
     parser.add_argument("--vllm-metrics", action="store_true", help="name metrics as vLLM does, for its dashboards")
+    _add_machine(parser)
+
+
+def _add_batch(commands: Any) -> None:
+    parser = _command(commands, "batch", _batch, "answer a file of requests; the same command goes on where it stopped")
+    parser.add_argument("source", metavar="IN", type=Path, help="JSON lines in the shape of OpenAI's batch files")
+    parser.add_argument("target", metavar="OUT", type=Path, help="their answers, in the same order")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
+    parser.add_argument("--name", metavar="NAME", help="what the requests call the model (default: the end of MODEL)")
+    parser.add_argument(
+        "--at-once", type=int, default=128, metavar="N", help="requests in progress, of each engine (default 128)"
+    )
     _add_machine(parser)
 
 
@@ -359,6 +372,28 @@ def _serve(arguments: argparse.Namespace) -> None:
     app.run(assistant, settings, host=host, port=port, drain_seconds=drain_seconds, say=say)
 
 
+def _batch(arguments: argparse.Namespace) -> None:
+    try:
+        from puna.serve import batch
+    except ImportError as error:
+        raise DeviceError(f"puna batch needs {error.name}, which is missing: pip install 'puna[serve]'") from error
+    import asyncio
+    from dataclasses import asdict
+
+    if arguments.at_once < 1:
+        raise ConfigError(f"--at-once is {arguments.at_once}: give 1 or more")
+    source, target = arguments.source, arguments.target
+    source.open("rb").close()  # a wrong name is wrong now, not when the model is loaded
+    model = arguments.name or Path(_model_name(arguments.model)).name
+    assistant = _assistant(arguments.model, arguments)
+    summary = asyncio.run(
+        batch.run_here(source, target, assistant, model=model, at_once=arguments.at_once, say=_say_progress)
+    )
+    document = {"model": model, "out": str(target)} | asdict(summary)
+    text = f"{target}: {summary.lines} lines, {summary.kept} of them from before, {summary.failed} failed"
+    _print(document, arguments, text)
+
+
 def _api_keys(file: Path | None) -> tuple[str, ...]:
     """Returns the keys in `file`, one a line; lines that begin with # are comments."""
     if file is None:
@@ -467,7 +502,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     read = recipe.read(arguments.recipe, arguments.set)
     folder = arguments.folder or Path("runs", arguments.recipe.stem)
-    outcome = loop.train(read, folder, lambda line: print(line, file=sys.stderr, flush=True))
+    outcome = loop.train(read, folder, _say_progress)
     document = {"run": str(folder), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "paused; the same command goes on"
     _print(document, arguments, f"{folder}: step {outcome.step}, {state}")
@@ -483,7 +518,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         assistant,
         arguments.data / "held_out.jsonl",
         limit=arguments.limit,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=_say_progress,
     )
     rows = ["set              language      n   exact  without picture"]
     for name, languages in record.exactness.items():
@@ -523,7 +558,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         only=arguments.only,
         runs=arguments.runs,
         temperature=arguments.temperature,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=_say_progress,
     )
     _print(record.to_json(), arguments, record.table())
 
@@ -624,6 +659,10 @@ def _progress(what: str) -> Callable[[int, int], None]:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
     return show
+
+
+def _say_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print(document: dict[str, Any], arguments: argparse.Namespace, text: str) -> None:
