@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from PIL import Image
@@ -101,6 +101,10 @@ class ChatOptions(Options, total=False):
     tool_choice: str
 
 
+Ending = Finish | Literal["content_filter"]
+"""Why an answer ended: as the engine says, or because a protection ended it."""
+
+
 class Piece(NamedTuple):
     """A growing answer's next token and the text that became certain with it, which may be empty or several characters.
 
@@ -111,7 +115,7 @@ class Piece(NamedTuple):
     text: str
     token: int | None
     logprobs: TokenLogprobs | None
-    finish: Finish | None
+    finish: Ending | None
     n_cached: int = 0  # tokens of the prompt that were remembered and not read again
 
 
@@ -122,7 +126,7 @@ class Answer:
     text: str
     message: Message
     ids: tuple[int, ...]
-    finish: Finish
+    finish: Ending
     logprobs: tuple[TokenLogprobs, ...]
 
 
@@ -506,10 +510,13 @@ class Session:
             self._readers.clear()
             raise
 
-    def end(self, number: int) -> None:
-        """Drops all answers of `number` that have not ended, with their caches; no further piece of them comes."""
-        for event in self._engine.abort(number):
-            del self._readers[event.request_id, event.sample]
+    def end(self, number: int, sample: int | None = None) -> None:
+        """Drops the answers of `number` that have not ended, or one of them, with their caches; no piece of them comes.
+
+        What has ended already is left as it is.
+        """
+        for event in self._engine.abort(number, sample):
+            self._readers.pop((event.request_id, event.sample), None)
 
     def close(self) -> None:
         """Drops all answers that have not ended."""

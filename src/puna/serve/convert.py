@@ -17,7 +17,7 @@ from PIL import Image
 
 from puna.chat import Assistant, Options
 from puna.errors import PromptError
-from puna.prompt.message import Message, Tool
+from puna.prompt.message import Message, TextPart, Tool
 from puna.prompt.render import Prompt
 from puna.serve.schema import ChatRequest, CompletionRequest, ErrorBody, MakingRequest, TokenizeRequest
 
@@ -76,7 +76,8 @@ class Refusal(Exception):  # noqa: N818  a refusal is what it is: a request was 
 class Job(NamedTuple):
     """One prompt and how it is answered. `n` is 0 where only the prompt is read.
 
-    `text` is the prompt as its sender wrote it, for echoes; `tools` are those whose calls are looked for.
+    `text` is the prompt as its sender wrote it, for echoes; `tools` are those whose calls are looked for; `messages`
+    are what is answered, a plain text being a user's.
     """
 
     prompt: Prompt
@@ -84,6 +85,7 @@ class Job(NamedTuple):
     n: int
     text: str
     tools: tuple[Tool, ...]
+    messages: tuple[Message, ...]
 
 
 def refusal_of(error: PromptError) -> Refusal:
@@ -118,7 +120,7 @@ def chat_job(assistant: Assistant, request: ChatRequest, limits: Limits) -> Job:
     elif request.top_logprobs:
         raise Refusal(400, "top_logprobs: needs logprobs true", param="top_logprobs")
     _check_context(assistant, prompt, limit, least=1)
-    return Job(prompt, options, options.get("n", 1), "", tools)
+    return Job(prompt, options, options.get("n", 1), "", tools, tuple(messages))
 
 
 def completion_jobs(assistant: Assistant, request: CompletionRequest, limits: Limits) -> list[Job]:
@@ -139,8 +141,9 @@ def completion_jobs(assistant: Assistant, request: CompletionRequest, limits: Li
         _check_context(assistant, prompt, limit, least=0 if reads_only else 1)
         if request.echo and request.logprobs is not None:
             _check_echo(assistant, prompt, limits)
-        text = assistant.tokenizer.decode_bytes(prompt.ids).decode("utf-8", "replace") if ids_given else given
-        jobs.append(Job(prompt, options, 0 if reads_only else n, str(text), ()))
+        text = assistant.tokenizer.decode_bytes(prompt.ids).decode("utf-8", "replace") if ids_given else str(given)
+        messages = (Message("user", (TextPart(text),)),)
+        jobs.append(Job(prompt, options, 0 if reads_only else n, text, (), messages))
     return jobs
 
 

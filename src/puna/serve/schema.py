@@ -185,13 +185,14 @@ class ChatMessage(Sent, kw_only=True, frozen=True):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
-class ChatChoice(msgspec.Struct, kw_only=True, frozen=True):
+class ChatChoice(Sent, kw_only=True, frozen=True):
     """One of n answers."""
 
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True, frozen=True):
@@ -213,13 +214,14 @@ class Delta(Sent, kw_only=True, frozen=True):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
-class ChatChunkChoice(msgspec.Struct, kw_only=True, frozen=True):
+class ChatChunkChoice(Sent, kw_only=True, frozen=True):
     """What is new in one choice."""
 
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True, frozen=True):
@@ -234,13 +236,14 @@ class CompletionLogprobs(msgspec.Struct, kw_only=True, frozen=True):
     text_offset: list[int]
 
 
-class CompletionChoice(msgspec.Struct, kw_only=True, frozen=True):
+class CompletionChoice(Sent, kw_only=True, frozen=True):
     """One continuation, or what is new in it."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
 
 
 class Completion(msgspec.Struct, kw_only=True, frozen=True):

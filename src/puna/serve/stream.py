@@ -11,10 +11,10 @@ Source of the shapes: OpenAI's API reference; event stream format of the HTML st
 import codecs
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from puna.chat import Piece
 from puna.engine.request import TokenLogprobs
@@ -28,11 +28,13 @@ from puna.serve.schema import (
     ChatChunkChoice,
     ChatLogprobs,
     ChatMessage,
+    Chunk,
     CompletionChoice,
     CompletionLogprobs,
     Delta,
     FunctionCall,
     PromptTokensDetails,
+    StreamOptions,
     TokenLogprob,
     ToolCall,
     TopLogprob,
@@ -47,6 +49,9 @@ LEAST_LOGPROB = -9999.0
 """Instead of minus infinity, which JSON cannot hold. Source: vLLM's OpenAI server."""
 
 _CALL_BEGINS = "[{<"
+
+Results = dict[str, Any]
+"""What protections found in a choice, for its last chunk."""
 
 _T = TypeVar("_T")
 
@@ -84,6 +89,32 @@ def show(tokenizer: Tokenizer, token_id: int) -> Shown:
     return Shown(data.decode("utf-8", errors="replace"), data)
 
 
+class Events:
+    """The events of one stream of chat or completions: what they have in common, and which of them tell usage."""
+
+    def __init__(self, head: dict[str, Any], options: StreamOptions | None) -> None:
+        options = StreamOptions() if options is None else options
+        self._head = head
+        self._at_end = options.include_usage
+        self._always = options.include_usage and options.continuous_usage_stats
+
+    def of(self, choices: Sequence[ChatChunkChoice] | Sequence[CompletionChoice], usage: Usage) -> bytes:
+        """Returns one event for each chunk. Where usage is wanted at the end only, these hold null, as OpenAI's."""
+        given = usage if self._always else None if self._at_end else UNSET
+        return b"".join(event(self._chunk([choice], given)) for choice in choices)
+
+    def end(self, usage: Usage) -> bytes:
+        """Returns the last event, behind that with the usage and no choices where it is wanted."""
+        return (event(self._chunk([], usage)) if self._at_end else b"") + DONE
+
+    def _chunk(self, choices: list[Any], usage: Usage | UnsetType | None) -> Chunk:
+        return Chunk(**self._head, choices=choices, usage=usage)
+
+
+def no_results() -> None:
+    """Returns that nobody looked."""
+
+
 # Chat -------------------------------------------------------------------------------------------------------------
 
 
@@ -98,12 +129,14 @@ class GrowingChat:
         *,
         most_calls: int | None,
         new_call_id: Callable[[], str],
+        results: Callable[[], Results | None] = no_results,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
         self._tools = tools
         self._most_calls = most_calls
         self._new_call_id = new_call_id
+        self._results = results
         self._text = ""
         self._n_shown = 0
         self._logprobs: list[TokenLogprob] = []
@@ -152,6 +185,7 @@ class GrowingChat:
             delta=delta,
             logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
             finish_reason=finish,
+            content_filter_results=(self._results() or UNSET) if finish else UNSET,
         )
 
 
@@ -172,6 +206,7 @@ def whole_chat(chunks: Sequence[ChatChunkChoice]) -> ChatChoice:
         ),
         logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
         finish_reason=finish,
+        content_filter_results=chunks[-1].content_filter_results,
     )
 
 
@@ -203,10 +238,18 @@ def _numbers(data: bytes | None) -> list[int] | None:
 class GrowingCompletion:
     """One choice of a plain completion."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, *, wants_logprobs: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        *,
+        wants_logprobs: bool,
+        results: Callable[[], Results | None] = no_results,
+    ) -> None:
         self._index = index
         self._tokenizer = tokenizer
         self._wants_logprobs = wants_logprobs
+        self._results = results
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._entries: list[tuple[int, TokenLogprobs | None, int]] = []  # id, log-probabilities, offset
@@ -244,7 +287,11 @@ class GrowingCompletion:
             text_offset=[offset for _, _, offset in entries],
         )
         return CompletionChoice(
-            index=self._index, text=text, logprobs=logprobs if self._wants_logprobs else None, finish_reason=finish
+            index=self._index,
+            text=text,
+            logprobs=logprobs if self._wants_logprobs else None,
+            finish_reason=finish,
+            content_filter_results=(self._results() or UNSET) if finish else UNSET,
         )
 
     def _top(self, logprobs: TokenLogprobs | None) -> dict[str, float] | None:
@@ -274,8 +321,9 @@ def whole_completion(chunks: Sequence[CompletionChoice]) -> CompletionChoice:
         text="".join(chunk.text for chunk in chunks),
         logprobs=logprobs if given else None,
         finish_reason=chunks[-1].finish_reason,
+        content_filter_results=chunks[-1].content_filter_results,
     )
 
 
-def _given(value: _T | msgspec.UnsetType, otherwise: _T) -> _T:
-    return otherwise if isinstance(value, msgspec.UnsetType) else value
+def _given(value: _T | UnsetType, otherwise: _T) -> _T:
+    return otherwise if isinstance(value, UnsetType) else value

@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from puna.chat import Assistant, Options, Piece, Session
@@ -27,6 +27,10 @@ from puna.serve.metrics import Metrics
 _log = logging.getLogger("puna.serve")
 
 
+class FullError(CapacityError):
+    """There is no room now, and there will be: come back."""
+
+
 class _Growing:
     """The answers to one prompt while they are made. `index` is its place among the prompts of its request."""
 
@@ -34,7 +38,7 @@ class _Growing:
         self.index = index
         self.began = began
         self.answers = answers
-        self.n_unfinished = n
+        self.unfinished = set(range(n))  # samples
         self.n_tokens = 0
         self.last_seconds: dict[int, float] = {}  # when each sample's last token arrived
 
@@ -42,14 +46,27 @@ class _Growing:
 class Answers:
     """The answers to all prompts of one request, as the event loop sees them: `next` gives what has come."""
 
-    def __init__(self) -> None:
+    def __init__(self, drop: Callable[[_Growing, int], None]) -> None:
+        self._drop = drop
         self.growing: list[_Growing] = []
         self.arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+
+    async def pieces(self) -> AsyncGenerator[list[tuple[int, Piece]]]:
+        """Yields what has come, as `next`, until everything is over."""
+        while not self.is_over:
+            yield await self.next()
 
     @property
     def is_over(self) -> bool:
         """Says whether everything has come and been taken."""
-        return self.arrived.empty() and not any(growing.n_unfinished for growing in self.growing)
+        return self.arrived.empty() and not any(growing.unfinished for growing in self.growing)
+
+    def end(self, index: int, sample: int) -> None:
+        """Drops one sample of prompt `index` if it goes on. Pieces of it that have come may still be taken."""
+        growing = self.growing[index]
+        if sample in growing.unfinished:
+            growing.unfinished.remove(sample)
+            self._drop(growing, sample)
 
     async def next(self) -> list[tuple[int, Piece]]:
         """Waits for pieces. Returns all that are there, each with the index of its prompt.
@@ -117,10 +134,10 @@ class Worker:
 
     @contextlib.contextmanager
     def place(self, n: int) -> Iterator[None]:
-        """Holds room for `n` samples. Raises CapacityError when there is none."""
+        """Holds room for `n` samples. Raises FullError when there is none."""
         if self._n_open + n > self._max_open:
             self._metrics.rejected.inc()
-            raise CapacityError(f"{self._n_open} answers are in progress of at most {self._max_open}: try again soon")
+            raise FullError(f"{self._n_open} answers are in progress of at most {self._max_open}: try again soon")
         self._n_open += n
         try:
             yield
@@ -133,26 +150,26 @@ class Worker:
 
         Raises PromptError or CapacityError at once, also for what only the model can judge.
         """
-        answers = Answers()
+        answers = Answers(self._drop)
         try:
             for index, (prompt, options) in enumerate(prompts):
                 await self._begin(_Growing(index, options.get("n", 1), self._clock(), answers), prompt, options)
             yield answers
         finally:
             for growing in answers.growing:
-                if growing.n_unfinished:
+                if growing.unfinished:
                     self._drop(growing)
 
     async def _begin(self, growing: _Growing, prompt: Prompt, options: Options) -> None:
         def begin(session: Session) -> None:
             number = session.begin(prompt, **options)
-            self._growing[number] = growing, set(range(growing.n_unfinished))
+            self._growing[number] = growing, set(growing.unfinished)
 
         growing.answers.growing.append(growing)  # at once, so that it is dropped even if the client leaves meanwhile
         try:
             await self._order(begin)
         except PunaError:
-            growing.n_unfinished = 0
+            growing.unfinished.clear()
             raise
         self._metrics.prompt_tokens.inc(len(prompt.ids))
         self._metrics.prompt_lens.observe(len(prompt.ids))
@@ -169,11 +186,16 @@ class Worker:
         self._commands.put(command)
         return command.result
 
-    def _drop(self, growing: _Growing) -> None:
+    def _drop(self, growing: _Growing, sample: int | None = None) -> None:
+        """Has the thread end what goes on of one prompt's answers: all samples, or one."""
+
         def drop(session: Session) -> None:
             for number in [number for number, (known, _) in self._growing.items() if known is growing]:
-                del self._growing[number]
-                session.end(number)
+                _, unfinished = self._growing[number]
+                unfinished -= set(unfinished) if sample is None else {sample}
+                if not unfinished:
+                    del self._growing[number]
+                session.end(number, sample)
 
         self._order(drop)
 
@@ -233,9 +255,9 @@ class Worker:
             if piece.token is not None:
                 self._count_token(growing, piece.sample, now)
             if piece.finish is not None:
-                growing.n_unfinished -= 1
+                growing.unfinished.discard(piece.sample)
                 self._metrics.finish(piece.finish)
-                if not growing.n_unfinished:
+                if not growing.unfinished:
                     self._metrics.whole.observe(now - growing.began)
                     self._metrics.answer_lens.observe(growing.n_tokens)
             growing.answers.arrived.put_nowait((growing.index, piece))
@@ -252,7 +274,7 @@ class Worker:
     def _fail(self, failed: list[_Growing], error: Exception) -> None:
         self._metrics.failures.inc()
         for growing in failed:
-            growing.n_unfinished = 0
+            growing.unfinished.clear()
             growing.answers.arrived.put_nowait(error)
 
 

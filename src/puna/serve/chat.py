@@ -1,0 +1,38 @@
+"""POST /v1/chat/completions: OpenAI's chat, whole or as a stream.
+
+In: a chat request. Out: its answer. The other APIs have files like this one beside it.
+Not here: what the request means (`convert`), the chunks (`stream`), HTTP (`endpoint`).
+"""
+
+from collections.abc import AsyncIterator
+
+from starlette.routing import Route
+from starlette.types import Send
+
+from puna.serve import making, schema
+from puna.serve.endpoint import Endpoint, failed_event, send_document, send_events
+from puna.serve.making import ChatMaking
+from puna.serve.state import State
+from puna.serve.stream import Events
+
+
+def routes(state: State) -> list[Route]:
+    """Returns the routes of chat."""
+    return [Route("/v1/chat/completions", Endpoint(state, schema.ChatRequest, _answer), methods=["POST"])]
+
+
+async def _answer(state: State, asked: schema.ChatRequest, send: Send) -> None:
+    async with making.chat(state, asked) as made:
+        if asked.stream:
+            events = _events(made, Events(state.head("chatcmpl-", "chat.completion.chunk"), asked.stream_options))
+            await send_events(state, send, events, failed=failed_event)
+        else:
+            head = state.head("chatcmpl-", "chat.completion")
+            choices = await made.whole()
+            await send_document(send, schema.ChatCompletion(**head, choices=choices, usage=made.usage()))
+
+
+async def _events(made: ChatMaking, events: Events) -> AsyncIterator[bytes]:
+    async for chunks in made.chunks():
+        yield events.of(chunks, made.usage())
+    yield events.end(made.usage())

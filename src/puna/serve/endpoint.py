@@ -1,0 +1,225 @@
+"""HTTP for every route: reading a body, sending a document or a stream, errors, and clients that leave.
+
+In: requests. Out: values of their type, or the one shape of errors. Here live the table of status codes and the limits
+while reading. A client that has left takes its work with it, whether it read a stream or waited for a document.
+Not here: what requests mean.
+
+Source of the shapes: OpenAI's and Anthropic's API references, errors.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from puna.errors import CapacityError, PromptError
+from puna.serve import schema, stream
+from puna.serve.convert import Refusal, refusal_of
+from puna.serve.state import State
+from puna.serve.worker import FullError
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+ANTHROPIC_PATHS = "/v1/messages"
+"""Errors below this path have Anthropic's shape, all others OpenAI's."""
+
+_EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # a proxy that collects events would make a stream pointless
+]
+_PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_Asked = TypeVar("_Asked")
+_log = logging.getLogger("puna.serve")
+
+
+class Endpoint(Generic[_Asked]):
+    """A POST whose body is a `kind` and whose answer `act` sends, for as long as it likes.
+
+    `act` is dropped when the client leaves, and whatever it raises becomes an error in the shape of its path.
+    """
+
+    def __init__(
+        self, state: State, kind: type[_Asked], act: Callable[[State, _Asked, Send], Coroutine[Any, Any, None]]
+    ) -> None:
+        self._state = state
+        self._kind = kind
+        self._act = act
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            asked = await read(self._state, request, self._kind)
+            await self._unless_gone(receive, self._act(self._state, asked, send))
+        except ClientDisconnect:  # while the body was read: nobody waits for an answer
+            return
+        except Exception as error:  # told here, since what reaches the HTTP server closes the connection
+            await refused(refusal_from(error), scope["path"])(scope, receive, send)
+
+    async def _unless_gone(self, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` to its end, or drops it as soon as the client has left."""
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self._state.metrics.disconnects.inc()
+                return
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+        working.result()
+
+
+async def read(state: State, request: Request, kind: type[_Asked]) -> _Asked:
+    """Returns a request's body as `kind`. Raises Refusal when it is too long, too slow or not what it should be.
+
+    Refuses also while the server is going down, and where the body's field `model` names another model.
+    """
+    if state.is_draining:
+        raise busy("the server is going down: try another one", 503)
+    body = await _body(state, request)
+    try:
+        asked = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        unknown = re.search(r"unknown field `([^`]*)`", str(error))
+        named = ".".join(filter(None, (place[1] if place else "", unknown[1] if unknown else "")))
+        remedy = ": it is not known here, leave it out" if unknown else ""
+        raise Refusal(400, f"{error}{remedy}", param=named or None) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(400, f"the body is not valid JSON: {error}") from error
+    state.require_model(getattr(asked, "model", None))
+    return asked
+
+
+async def send_document(send: Send, document: msgspec.Struct) -> None:
+    """Sends a whole answer."""
+    response = json_response(document)
+    await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def send_events(
+    state: State,
+    send: Send,
+    events: AsyncIterator[bytes],
+    *,
+    failed: Callable[[Refusal], bytes],
+    ping: bytes = stream.PING,
+) -> None:
+    """Sends events as they come, and `ping` in silence. What goes wrong on the way is the last event, from `failed`.
+
+    The status is sent before the first event, so whatever is to be refused with one of its own is raised before.
+    """
+    await send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
+    try:
+        while (event := await _next(state, send, events, ping)) is not None:
+            await _send_part(send, event)
+    except Exception as error:
+        await _send_part(send, failed(refusal_from(error)))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def failed_event(refusal: Refusal) -> bytes:
+    """Returns the event that ends a stream of OpenAI's chat and completions."""
+    return stream.event(schema.Error(error=refusal.body))
+
+
+def refusal_from(error: Exception) -> Refusal:
+    """Returns what a client is told of an error. This is the table of status codes."""
+    match error:
+        case Refusal():
+            return error
+        case PromptError():
+            return refusal_of(error)
+        case FullError():
+            return busy(str(error), 429)
+        case CapacityError():  # more than there will ever be, so coming back does not help
+            return Refusal(400, str(error), code="context_length_exceeded")
+        case HTTPException():
+            return Refusal(error.status_code, error.detail, headers=error.headers)
+    _log.error("a request failed", exc_info=error)
+    return Refusal(500, "something failed here, not in the request: the server's log says what", kind="server_error")
+
+
+def busy(message: str, status: int) -> Refusal:
+    """Returns a refusal that asks to come back."""
+    return Refusal(status, message, code="overloaded", kind="overloaded_error", headers={"Retry-After": "1"})
+
+
+def refused(refusal: Refusal, path: str) -> Response:
+    """Returns a refusal as the clients of `path` read it."""
+    status, body = refusal.status, refusal.body
+    if path.startswith(ANTHROPIC_PATHS):
+        detail = {"type": ANTHROPIC_KINDS.get(status, "invalid_request_error"), "message": body.message}
+        response = json_response({"type": "error", "error": detail}, status)
+    else:
+        body = msgspec.structs.replace(body, type=KINDS.get(status, body.type))
+        response = json_response(schema.Error(error=body), status)
+    response.headers.update(refusal.headers)
+    return response
+
+
+def json_response(document: Any, status: int = 200) -> Response:
+    """Returns a document as JSON."""
+    return Response(msgspec.json.encode(document), status, media_type="application/json")
+
+
+async def _body(state: State, request: Request) -> bytes:
+    most = state.settings.max_body_bytes
+    too_long = Refusal(413, f"the body has more than {most} bytes: send less", headers={"Connection": "close"})
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(state.settings.body_seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise too_long
+    except TimeoutError as error:
+        raise Refusal(408, "the body took too long to arrive: try again") from error
+    return bytes(body)
+
+
+async def _next(state: State, send: Send, events: AsyncIterator[bytes], ping: bytes) -> bytes | None:
+    """Returns the next event, None behind the last one. Sends pings while it waits."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        while not (await asyncio.wait((coming,), timeout=state.settings.ping_seconds))[0]:
+            await _send_part(send, ping)
+    finally:
+        if not coming.done():
+            coming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await coming
+    return coming.result()
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_part(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,176 @@
+"""A request's answers in the making: from what was asked to chunks of its choices, whichever API it came by.
+
+In: a chat or completion request. Out: chunk choices as they come, or whole choices, and usage. Other APIs turn their
+requests into a `ChatRequest` and these chunks into their own events, so all of them mean the same.
+Not here: HTTP, what fields mean (`convert`), what a chunk looks like (`stream`), running (`worker`).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+from puna.chat import Piece
+from puna.serve import convert, schema, stream
+from puna.serve.convert import Job
+from puna.serve.screen import Conversations, Open, Pieces, Screen
+from puna.serve.state import State, new_id
+from puna.serve.worker import Answers
+
+Chunk = TypeVar("Chunk", bound=schema.ChatChunkChoice | schema.CompletionChoice)
+Choice = TypeVar("Choice", bound=schema.ChatChoice | schema.CompletionChoice)
+
+_Push = Callable[[Piece], Chunk | None]
+
+
+class Making(Generic[Chunk, Choice]):
+    """The answers to one request. Take either `chunks` or `whole`, once; then `usage` counts everything."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        answers: Answers,
+        pieces: AsyncIterator[Pieces],
+        first: Sequence[Chunk],
+        push: Sequence[Sequence[_Push[Chunk]]],
+        join: Callable[[Sequence[Chunk]], Choice],
+    ) -> None:
+        self.jobs = jobs
+        self._answers = answers
+        self._pieces = pieces
+        self._first = list(first)
+        self._push = push  # by prompt and sample
+        self._join = join
+        self._completion_tokens = 0
+        self._cached_tokens: dict[int, int] = {}  # by prompt
+
+    async def chunks(self) -> AsyncIterator[list[Chunk]]:
+        """Yields what is new, several chunks where several came at once; every choice's last one has its finish."""
+        if self._first:
+            yield self._first
+        open_samples = {(index, sample) for index, job in enumerate(self.jobs) for sample in range(job.n)}
+        while open_samples:
+            chunks = []
+            for index, piece in await anext(self._pieces):
+                key = index, piece.sample
+                if key not in open_samples:  # a screen ended it
+                    continue
+                self._completion_tokens += piece.token is not None
+                self._cached_tokens[index] = max(piece.n_cached, self._cached_tokens.get(index, 0))
+                chunk = self._push[index][piece.sample](piece)
+                if chunk is not None:
+                    chunks.append(chunk)
+                if piece.finish is not None:
+                    open_samples.remove(key)
+                    self._answers.end(index, piece.sample)
+            if chunks:
+                yield chunks
+
+    async def whole(self) -> list[Choice]:
+        """Waits for all answers and returns the choices in order, each joined from its chunks."""
+        of_choice: dict[int, list[Chunk]] = {}
+        async for chunks in self.chunks():
+            for chunk in chunks:
+                of_choice.setdefault(chunk.index, []).append(chunk)
+        return [self._join(of_choice[index]) for index in sorted(of_choice)]
+
+    def usage(self) -> schema.Usage:
+        """Returns the counts so far."""
+        prompt_tokens = sum(len(job.prompt.ids) for job in self.jobs)
+        return stream.usage(prompt_tokens, self._completion_tokens, sum(self._cached_tokens.values()))
+
+
+ChatMaking = Making[schema.ChatChunkChoice, schema.ChatChoice]
+CompletionMaking = Making[schema.CompletionChoice, schema.CompletionChoice]
+
+
+@contextlib.asynccontextmanager
+async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMaking]:
+    """Gives the answers to a chat request; leaving drops what has not ended.
+
+    Raises Refusal, PromptError or CapacityError before anything is made.
+    """
+    limits, tokenizer = state.settings.limits, state.assistant.tokenizer
+    with state.worker.place(convert.n_choices(asked, limits)):
+        async with state.converting:
+            job = await asyncio.to_thread(convert.chat_job, state.assistant, asked, limits)
+        screen = _screen(state, [job.messages])
+        growing = [
+            stream.GrowingChat(
+                sample,
+                tokenizer,
+                job.tools,
+                most_calls=1 if asked.parallel_tool_calls is False else None,
+                new_call_id=lambda: new_id("call_"),
+                results=partial(screen.results, 0, sample),
+            )
+            for sample in range(job.n)
+        ]
+        async with _making(state, [job], screen) as (answers, pieces):
+            first = [each.open() for each in growing]
+            yield Making([job], answers, pieces, first, [[each.push for each in growing]], stream.whole_chat)
+
+
+@contextlib.asynccontextmanager
+async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIterator[CompletionMaking]:
+    """Gives the continuations of one or more prompts, as `chat` does."""
+    limits, tokenizer = state.settings.limits, state.assistant.tokenizer
+    with state.worker.place(convert.n_choices(asked, limits)):
+        async with state.converting:
+            jobs = await asyncio.to_thread(convert.completion_jobs, state.assistant, asked, limits)
+        n = 1 if asked.n is None else asked.n
+        screen = _screen(state, [job.messages for job in jobs])
+        growing = [
+            [
+                stream.GrowingCompletion(
+                    index * n + sample,
+                    tokenizer,
+                    wants_logprobs=asked.logprobs is not None,
+                    results=partial(screen.results, index, sample),
+                )
+                for sample in range(n)
+            ]
+            for index in range(len(jobs))
+        ]
+        first = [each for job, row in zip(jobs, growing, strict=True) for each in await _echoes(state, asked, job, row)]
+        async with _making(state, jobs, screen) as (answers, pieces):
+            push = [[each.push for each in row] for row in growing]
+            yield Making(jobs, answers, pieces, first, push, stream.whole_completion)
+
+
+async def _echoes(
+    state: State, asked: schema.CompletionRequest, job: Job, growing: Sequence[stream.GrowingCompletion]
+) -> list[schema.CompletionChoice]:
+    """Returns the first chunk of each choice of a prompt: the prompt itself, where that is wanted."""
+    if not asked.echo:
+        return []
+    wanted = asked.logprobs is not None
+    expected = await state.worker.prompt_logprobs(job.prompt, asked.logprobs or 0) if wanted else []
+    finish = None if job.n else "length"
+    return [each.echo(job.text, job.prompt.ids, expected, finish) for each in growing]
+
+
+@contextlib.asynccontextmanager
+async def _making(
+    state: State, jobs: Sequence[Job], screen: Screen
+) -> AsyncIterator[tuple[Answers, AsyncIterator[Pieces]]]:
+    """Has the model answer all jobs that want an answer, and gives the pieces that a client may see."""
+    async with state.worker.answer([(job.prompt, job.options) for job in jobs if job.n]) as answers:
+        made = answers.pieces()
+        async with contextlib.aclosing(made), _closing(screen.watch(made)) as shown:
+            yield answers, shown
+
+
+@contextlib.asynccontextmanager
+async def _closing(pieces: AsyncIterator[Pieces]) -> AsyncIterator[AsyncIterator[Pieces]]:
+    try:
+        yield pieces
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+
+
+def _screen(state: State, conversations: Conversations) -> Screen:
+    make = state.settings.screen
+    return Open() if make is None else make(conversations)

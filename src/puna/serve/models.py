@@ -1,0 +1,65 @@
+"""What a server says of itself: its model, its health, its version, its counts.
+
+Not here: anything that runs the model.
+"""
+
+from functools import partial
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from puna import __version__
+from puna.serve import schema
+from puna.serve.endpoint import json_response
+from puna.serve.state import State
+
+
+def routes(state: State) -> list[Route]:
+    """Returns these routes."""
+    return [
+        Route("/health", partial(_health, state)),
+        Route("/ready", partial(_ready, state)),
+        Route("/version", _version),
+        Route("/metrics", partial(_metrics, state)),
+        Route("/v1/models", partial(_models, state)),
+        Route("/v1/models/{model:path}", partial(_model, state)),
+    ]
+
+
+async def _health(state: State, _: Request) -> Response:
+    alive = state.worker.is_alive
+    return json_response({"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503)
+
+
+async def _ready(state: State, _: Request) -> Response:
+    ready = state.worker.is_alive and not state.is_draining
+    return json_response({"status": "ready" if ready else "draining"}, 200 if ready else 503)
+
+
+async def _version(_: Request) -> Response:
+    return json_response({"version": __version__})
+
+
+async def _metrics(state: State, _: Request) -> Response:
+    return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _models(state: State, _: Request) -> Response:
+    return json_response(schema.ModelList(object="list", data=[_card(state)]))
+
+
+async def _model(state: State, request: Request) -> Response:
+    state.require_model(request.path_params["model"])
+    return json_response(_card(state))
+
+
+def _card(state: State) -> schema.ModelCard:
+    return schema.ModelCard(
+        id=state.settings.model,
+        object="model",
+        created=state.created,
+        owned_by="puna",
+        max_model_len=state.context_len,
+    )

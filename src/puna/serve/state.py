@@ -1,0 +1,73 @@
+"""What all routes of a server share: its assistant, how it is to behave, and what it counts.
+
+In: an assistant and settings. Out: one `State`, which every file of routes is given.
+Not here: routes, HTTP.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from puna.chat import Assistant
+from puna.serve.convert import Limits, Refusal
+from puna.serve.metrics import PREFIX, Metrics
+from puna.serve.screen import MakeScreen
+from puna.serve.worker import Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a server behaves. `keys` are the API keys that open it; none leaves it open to whoever reaches it."""
+
+    model: str
+    keys: tuple[str, ...] = ()
+    max_open: int = 256  # answers in progress or waiting; more are told to come back
+    max_body_bytes: int = 32 * 2**20
+    body_seconds: float = 60.0  # for a whole body to arrive
+    ping_seconds: float = 15.0  # of silence in a stream
+    conversions_at_once: int = 2  # requests that become prompts at the same time: decoding pictures takes memory
+    metrics_prefix: str = PREFIX
+    page: bool = True  # whether there is a page at /
+    screen: MakeScreen | None = None  # makes what protects each request; None lets everything through
+    limits: Limits = field(default_factory=Limits)
+
+
+class State:
+    """One assistant behind HTTP."""
+
+    def __init__(self, assistant: Assistant, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.assistant = assistant
+        self.settings = settings
+        self.clock = clock
+        self.created = int(clock())
+        self.is_draining = False  # new work is refused, what runs goes on
+        self.metrics = Metrics(settings.model, settings.metrics_prefix)
+        self.worker = Worker(assistant, self.metrics, max_open=settings.max_open)
+        self.converting = asyncio.Semaphore(settings.conversions_at_once)
+
+    @property
+    def context_len(self) -> int:
+        return self.assistant.config.text.context_len
+
+    def require_model(self, name: str | None) -> None:
+        """Raises a 404 for the name of another model; None means this one."""
+        if name not in (None, self.settings.model):
+            message = f"model {str(name)[:200]!r} does not exist: this server has {self.settings.model!r}"
+            raise Refusal(404, message, param="model", code="model_not_found")
+
+    def head(self, prefix: str, kind: str) -> dict[str, Any]:
+        """Returns what an answer of OpenAI's API begins with, under a new id."""
+        return {
+            "id": new_id(prefix),
+            "object": kind,
+            "created": int(self.clock()),
+            "model": self.settings.model,
+        }
+
+
+def new_id(prefix: str) -> str:
+    """Returns an id that nothing else has."""
+    return prefix + uuid.uuid4().hex
