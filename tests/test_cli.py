@@ -2,10 +2,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +421,43 @@ def test_two_ranks_print_the_one_answer_of_one(run: Run, tiny: str, tmp_path: Pa
     assert together.returncode == 0, together.stderr[-2000:]
     assert together.stdout.count("\n") == 1
     assert json.loads(together.stdout)["message"] == alone["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["rank 0", "torchrun"])
+def test_two_ranks_serve_what_one_says_and_finish_what_runs_when_told_to_stop(run: Run, tiny: str, told: str) -> None:
+    pytest.importorskip("uvicorn")
+    alone = run("chat", tiny, "-m", "Hi", "--device", "cpu", "--max-new-tokens", "300", "--temperature", "0")[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "puna", "serve", tiny, "--port", "0", "--device", "cpu", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        url = json.loads(server.stdout.readline())["url"]
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        ranks = {rank: int(pid) for pid in children if (rank := _environment(pid).get("RANK")) is not None}
+        asked = {"model": "tiny", "temperature": 0, "max_tokens": 300, "stream": True}
+        body = json.dumps(asked | {"messages": [{"role": "user", "content": "Hi"}]}).encode()
+        request = urllib.request.Request(f"{url}/chat/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            events = [answer.readline()]
+            os.kill(ranks["0"] if told == "rank 0" else server.pid, signal.SIGTERM)
+            events += answer.readlines()
+        error = server.stderr.read()
+        # torchrun itself reports a signal that it was sent as its own failure; of a rank's failure it would tell.
+        assert server.wait(timeout=120) == (0 if told == "rank 0" else 1), error[-2000:]
+    assert "exitcode" not in error and "fault" not in error and "forcefully" not in error, error[-2000:]
+    *data, done = [event.removeprefix(b"data: ") for event in events if event.strip()]
+    choices = [json.loads(each)["choices"][0] for each in data]
+    assert done.strip() == b"[DONE]" and choices[-1]["finish_reason"] is not None
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == alone.removesuffix("\n")
+
+
+def _environment(pid: str) -> dict[str, str]:
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
 @pytest.mark.slow

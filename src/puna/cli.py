@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -614,7 +615,12 @@ def _is_follower() -> bool:
 
 
 def _follow(arguments: argparse.Namespace) -> None:
-    """What all ranks but the first do, whatever the command is: loading ends when rank 0 lets them go."""
+    """What all ranks but the first do, whatever the command is: loading ends when rank 0 lets them go.
+
+    A signal to stop reaches all ranks; rank 0 decides what is still to be done. Without it there is nothing to follow.
+    """
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
     try:
         _assistant(arguments.model, arguments)
     except ConfigError:
