@@ -117,6 +117,7 @@ class Piece(NamedTuple):
     logprobs: TokenLogprobs | None
     finish: Ending | None
     n_cached: int = 0  # tokens of the prompt that were remembered and not read again
+    stopped: str | None = None  # the stop string that ended it, if one did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +190,7 @@ def load(
     quantize   "int4", "int8" or "fp8" makes the decoder's matrices small as they are read (`quant.swap`); dtype is then
                that of everything else. None keeps what is stored
     cache_dir  a folder where a model on the processor is kept as it runs, quantised and packed: the next start with the
-               same files and numbers only reads it. None keeps nothing
+               same files and numbers only reads it, routed experts behind the first answers. None keeps nothing
     progress   is called with bytes loaded and bytes in all
     kv_bytes   bounds the memory of keys and values; None takes a share of what the machine has
     kv_dtype   "int8" or "fp8" keeps them in a byte each, "bfloat16", "float16" or "float32" in that; None as the model
@@ -215,17 +216,21 @@ def load(
         raise ConfigError("cache_dir keeps whole models on the processor: not with a GPU, offload or several ranks")
     directory = hub.resolve(name_or_path)
     tokenizer = Tokenizer.load(directory)
+    arrival: ready.Arrival | None = None
     if layout is not None and layout.world > 1:
         if away is not None:
             raise ConfigError(f"offload is {offload!r} and layout has {layout.world} ranks: give one of the two")
         model = _load_on_ranks(directory, wanted, where, swap.placer(policy, wanted), layout, progress)
     elif away is None:
-        model = _load_whole(directory, wanted, where, policy, None if cache_dir is None else Path(cache_dir), progress)
+        kept = None if cache_dir is None else Path(cache_dir)
+        model, arrival = _load_whole(directory, wanted, where, policy, kept, progress)
     else:
         model = _load_with_experts_away(directory, wanted, where, policy, away, progress)
     proposer = None if speculate is None else _proposer(speculate, tokenizer, wanted, where)
     spill = None if spill_bytes is None else _spill(spill_bytes, spill_dir)
-    return Assistant(model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype, spill=spill, proposer=proposer)
+    return Assistant(
+        model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype, spill=spill, proposer=proposer, arrival=arrival
+    )
 
 
 class Assistant:
@@ -240,9 +245,11 @@ class Assistant:
         kv_dtype: str | None = None,
         spill: Spill | None = None,
         proposer: Proposer | None = None,
+        arrival: ready.Arrival | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`kv_bytes` and `kv_dtype` as in `load`; `spill` keeps what must leave the cache; `proposer` guesses tokens.
+        """`kv_bytes` and `kv_dtype` as in `load`; `spill` keeps what must leave the cache; `proposer` guesses tokens;
+        `arrival` is what of the weights is still being read.
 
         Raises ConfigError when the tokenizer is not this model's.
         """
@@ -254,6 +261,7 @@ class Assistant:
         self._kv_dtype = kv_dtype
         self._spill = spill
         self._proposer = proposer
+        self._arrival = arrival
         self._clock = clock
         self._renderer = Renderer(tokenizer, model.config.vision)
         self._textless_ids = range(tokenizer.vocab_size, model.config.text.vocab_size)
@@ -261,6 +269,11 @@ class Assistant:
     @property
     def config(self) -> LlamaConfig:
         return self.model.config
+
+    def wait(self) -> None:
+        """Returns when all weights are in memory. Nothing needs this but measurements: answers come before, too."""
+        if self._arrival is not None:
+            self._arrival.wait()
 
     def chat(
         self,
@@ -537,7 +550,8 @@ def _piece(event: Event, reader: Detokenizer) -> Piece:
     finish: Finish | None = event.finish if reader.stopped is None else "stop"
     if finish is not None:
         text += reader.finish()
-    return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached)
+    stopped = reader.stopped if finish == "stop" else None
+    return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached, stopped)
 
 
 def _answer(pieces: Sequence[Piece], tools: Sequence[Tool]) -> Answer:
@@ -635,25 +649,27 @@ def _load_whole(
     policy: swap.Policy | None,
     kept: Path | None,
     progress: Callable[[int, int], None] | None,
-) -> Llama:
+) -> tuple[Llama, ready.Arrival | None]:
     """Loads a model, from the folder where it was kept as it runs if it is there; otherwise keeps it there."""
     if kept is not None:
         source = open_source(directory, dtype)
         identity = attach.identify(source.files(source.pieces), _numbers(source.dtype, dtype, policy, device))
         with torch.device("meta"):
             model = Llama(source.config)
-        if ready.fill(model, kept / identity, identity, progress):
-            return model
+        arrival = ready.fill(model, kept / identity, identity, progress)
+        if arrival is not None:
+            return model, arrival
     place = swap.placer(policy, dtype)
     model = checkpoint.load(directory, dtype=dtype, device=device, place=place, progress=progress)
     if kept is not None:
         ready.keep(model, kept / identity, identity)
-    return model
+    return model, None
 
 
 def _numbers(stored: torch.dtype, dtype: torch.dtype | None, policy: swap.Policy | None, device: torch.device) -> str:
     """Says what a checkpoint becomes: together with its files this names what is kept of it."""
-    return f"puna {__version__}, {stored}, {dtype}, {policy and (policy.to, policy.head_to)}, {device.type}"
+    small = policy and (policy.to, policy.head_to, policy.head_bits)
+    return f"puna {__version__}, {stored}, {dtype}, {small}, {device.type}"
 
 
 def _load_with_experts_away(

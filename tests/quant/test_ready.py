@@ -1,5 +1,6 @@
 """A model that is kept and filled again is the same model, and nothing else is taken for it."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,39 @@ def test_a_kept_model_gives_the_same_logits(tmp_path: Path, to: swap.Format | No
     ids = random_ids(20, seed=1)
     assert torch.equal(read_whole(again.eval(), ids), read_whole(model, ids))
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(not native.available(), reason="the C++ kernels are not built for this processor")
+def test_experts_are_right_while_they_arrive_and_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.FileMemory, "STEP", 4096)  # many steps
+    model = random_model(tiny_config())
+    for name, parameter in list(model.named_parameters()):
+        swap.placer()(model, name, parameter.detach())
+    ready.keep(model, tmp_path / "model", "one")
+    again, ids = empty(), random_ids(20, seed=1)
+    arrival = ready.fill(again, tmp_path / "model", "one")
+    (tmp_path / "model").unlink()  # a file that is open stays
+    expected = read_whole(model, ids)
+    for _ in range(5):
+        assert torch.equal(read_whole(again.eval(), ids), expected)
+    assert arrival is not None
+    arrival.wait()
+    assert torch.equal(read_whole(again, ids), expected)
+
+
+@pytest.mark.skipif(not native.available(), reason="the C++ kernels are not built for this processor")
+def test_a_file_as_memory_has_the_same_bytes_before_and_after_it_settles(tmp_path: Path) -> None:
+    content = random.Random(0).randbytes(3 * (1 << 21) + 5000)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        memory = native.FileMemory(file.fileno(), 4096, len(content) - 4096 - 7)
+        tensor, expected = memory.tensor(), content[4096:-7]
+        assert bytes(tensor.numpy().data) == expected
+        while memory.settle():
+            assert bytes(tensor.numpy().data) == expected
+        assert bytes(tensor.numpy().data) == expected
+        with pytest.raises(OSError, match="mapped"):
+            native.FileMemory(-1, 0, 4096)
 
 
 def test_another_identity_and_no_file_fill_nothing(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def measure(
     engine = assistant.engine
     _prefill(engine, [[assistant.config.bos_id]], temperature)
     load_seconds = clock() - begin
+    assistant.wait()
     llama, config = assistant.model, assistant.config
     place = llama.embedding.weight.device
 

@@ -7,11 +7,13 @@ Everything has a plain twin: `quantized.linear_plain`, `quantized.routed_experts
 """
 
 import ctypes
+import errno
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -255,6 +257,45 @@ def use_large_pages(memory: Tensor) -> None:
     _loaded().puna_large_pages(memory.data_ptr(), memory.nbytes)
 
 
+class FileMemory:
+    """A part of a file as memory, which is read where it is used, until `settle` has read all of it.
+
+    offset: a multiple of the page size, 4096. The file must be longer than `offset + n_bytes`, stay open for `settle`
+    and stay as it is. Needs `available()`. Raises OSError where files cannot be memory.
+    """
+
+    STEP = 1 << 25
+    """Bytes that `settle` reads in one go: as much memory it needs beside what is there."""
+
+    def __init__(self, file: int, offset: int, n_bytes: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._n_bytes = n_bytes
+        self._n_settled = 0
+        self._address = _loaded().puna_map(file, offset, n_bytes)
+        if self._address is None:
+            raise OSError(errno.ENOMEM, "it cannot be mapped into memory")
+        self.__array_interface__ = {"data": (self._address, False), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
+
+    def tensor(self) -> Tensor:
+        """Returns the memory, uint8 [n_bytes], which lives as long as somebody holds it. It must not be written."""
+        return torch.from_numpy(np.asarray(self))
+
+    def settle(self) -> bool:
+        """Reads the next part into memory that no longer needs the file, in large pages, while others may read it.
+
+        Returns whether there is more. What the system does not want to exchange stays a part of the file.
+        """
+        n = min(self.STEP, self._n_bytes - self._n_settled)
+        start, self._n_settled = self._n_settled, self._n_settled + n
+        _loaded().puna_settle(self._address + start, n, self._file, self._offset + start)
+        return self._n_settled < self._n_bytes
+
+    def __del__(self) -> None:
+        if self._address is not None:
+            _loaded().puna_unmap(self._address, self._n_bytes)
+
+
 def _grouped_linear(x: Tensor, weight: Packed, begins: Tensor) -> Tensor:
     """Rows of expert e, begins[e] to begins[e + 1], times its matrix; begins int64 [E+1]. Result in the dtype of x."""
     rows = x.detach().float().contiguous()
@@ -346,6 +387,9 @@ def _library() -> ctypes.CDLL | None:
         "puna_forward": ((POINTER(Model), POINTER(Batch), count), None),
         "puna_greatest": ((pointer, pointer, number, number, pointer, pointer), None),
         "puna_large_pages": ((pointer, number), None),
+        "puna_map": ((count, number, number), pointer),
+        "puna_settle": ((pointer, number, count, number), count),
+        "puna_unmap": ((pointer, number), None),
         "puna_struct_bytes": ((count,), number),
     }
     for name, (arguments, result) in signatures.items():

@@ -4,6 +4,8 @@ In: a model that `swap` has filled, to keep; the empty model of a configuration,
 and, above all, choosing int4 scales are then done once for a checkpoint, a choice of numbers and a processor.
 A file: one JSON line that describes it, filled up to a page, then the tensors one after the other on borders of pages.
 It is written beside its place and renamed: a file that is there is complete.
+Routed experts are most of a model, and a token needs few of them: where there are kernels of ours, they are mapped into
+memory and `Arrival` reads them behind the first answers. So the first token waits for what it needs, not for the rest.
 Not here: what makes two models the same (`identity` is given), where the folder is.
 """
 
@@ -11,9 +13,11 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +27,7 @@ from puna.kernels import native
 from puna.kernels.formats import Fp8, Int4, Int8
 from puna.kernels.native import Packed
 from puna.kernels.quantized import Weight
+from puna.model.count import part_of
 from puna.model.transformer import Llama
 from puna.quant.swap import SmallExperts, SmallLinear, put
 
@@ -66,33 +71,69 @@ def keep(model: Llama, path: Path, identity: str) -> None:
             partial.unlink(missing_ok=True)
 
 
-def fill(model: Llama, path: Path, identity: str, progress: Progress | None = None) -> bool:
-    """Fills the empty `model` from a file that `keep` wrote for the same `identity`. Returns False where there is none.
+class Arrival:
+    """Weights of a kept model that are being read. They can be used from the beginning; whoever needs one that is not
+    there yet has the system read it."""
+
+    def __init__(self, file: int, pieces: Sequence[native.FileMemory]) -> None:
+        """Takes over the open `file` and reads the pieces of it in a thread of its own."""
+        self._file = file
+        self._pieces = [weakref.ref(piece) for piece in pieces]  # a model that is given up need not arrive
+        self._thread = threading.Thread(target=self._read, name="puna weights", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> Self:
+        """Returns when all has arrived."""
+        self._thread.join()
+        return self
+
+    def _read(self) -> None:
+        try:
+            for piece in self._pieces:
+                while (memory := piece()) is not None and memory.settle():
+                    del memory
+        finally:
+            os.close(self._file)
+
+
+def fill(model: Llama, path: Path, identity: str, progress: Progress | None = None) -> Arrival | None:
+    """Fills the empty `model` from a file that `keep` wrote for the same `identity`. Returns None where there is none.
 
     Raises WeightsError, naming the file, for one that is damaged: it is then to be removed.
     """
     if not path.is_file():
-        return False
+        return None
     try:
-        with path.open("rb", buffering=0) as file:
-            head = _head(file.fileno(), path)
+        with contextlib.ExitStack() as until_done:
+            file = os.open(path, os.O_RDONLY)
+            until_done.callback(os.close, file)
+            head = _head(file, path)
             if (head["version"], head["identity"]) != (VERSION, identity):
-                return False
+                return None
             items = [_Item(**item) for item in head["items"]]
             offset, n_bytes = len(json.dumps(head)) + 1, path.stat().st_size
+            coming: list[native.FileMemory] = []
             for item in items:
                 tensors = []
                 for dtype, shape in item.tensors:
-                    tensor, offset = _read(file.fileno(), path, _next_page(offset), getattr(torch, dtype), shape)
-                    tensors.append(tensor)
+                    first, offset = _next_page(offset), _next_page(offset) + math.prod(shape) * _dtype(dtype).itemsize
+                    if offset > n_bytes:
+                        raise WeightsError(f"{path}: ends too early; remove it")
+                    if native.available() and part_of(item.name) == "routed_experts":
+                        coming.append(native.FileMemory(file, first, offset - first))
+                        memory = coming[-1].tensor()
+                    else:
+                        memory = _read(file, path, first, offset - first)
+                    tensors.append(memory.view(_dtype(dtype)).view(shape))
                     if progress is not None:
                         progress(min(_next_page(offset), n_bytes), n_bytes)
                 put(model, item.name, _weight(item, tensors))
+            until_done.pop_all()
+            return Arrival(file, coming)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); remove it") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}: is damaged ({error}); remove it") from error
-    return True
 
 
 def weights(model: Llama) -> Iterator[tuple[str, Weight | Packed]]:
@@ -138,9 +179,8 @@ def _head(file: int, path: Path) -> dict[str, Any]:
     return head
 
 
-def _read(file: int, path: Path, offset: int, dtype: torch.dtype, shape: list[int]) -> tuple[Tensor, int]:
-    """Returns the tensor at `offset` and where it ends."""
-    n_bytes = math.prod(shape) * dtype.itemsize
+def _read(file: int, path: Path, offset: int, n_bytes: int) -> Tensor:
+    """Returns a part of a file, uint8 [n_bytes]."""
     memory = native.room(n_bytes) if native.available() else torch.empty(n_bytes, dtype=torch.uint8)
     view, done = memory.numpy().data, 0
     while done < n_bytes:
@@ -148,7 +188,13 @@ def _read(file: int, path: Path, offset: int, dtype: torch.dtype, shape: list[in
         if not n_read:
             raise WeightsError(f"{path}: ends too early; remove it")
         done += n_read
-    return memory.view(dtype).view(shape), offset + n_bytes
+    return memory
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def _next_page(offset: int) -> int:

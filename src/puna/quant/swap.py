@@ -53,7 +53,8 @@ _NAMES: Mapping[type[Small], Format] = {kind: name for name, kind in KINDS.items
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What becomes small, and how small; the head in a format of its own if `head_to` names one, whose codes have
-    `head_bits` bits if it is int8. `costs` are mean squares of the activations of each column, by parameter, if they were measured: int4 weighs its errors with them."""
+    `head_bits` bits if it is int8. `costs` are mean squares of the activations of each column, by parameter, if they
+    were measured: int4 weighs its errors with them."""
 
     to: Format
     parts: frozenset[str] = DECODER

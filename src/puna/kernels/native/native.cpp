@@ -1,6 +1,6 @@
 // What Python calls, through ctypes. Pointers and sizes come from native.py, which has checked them.
-#include <sys/mman.h>
 #include "decoder.h"
+#include "memory.h"
 #include "quantize.h"
 #include "ranking.h"
 
@@ -74,15 +74,12 @@ void puna_greatest(const float* x, const float* bar, int64_t n, int64_t width, f
     for (int64_t i = 0; i < n; ++i) peaks[i] = greatest(x + i * width, bar, width, places + i);
 }
 
-// Asks for large pages in memory that is not used yet: with small ones a core reads less of it in a second.
-void puna_large_pages(uint8_t* memory, int64_t n_bytes) {
-    constexpr int64_t PAGE = 4096;
-    uint8_t* first = (uint8_t*)padded((int64_t)memory, PAGE);
-    const int64_t n = (memory + n_bytes - first) / PAGE * PAGE;
-#ifdef MADV_HUGEPAGE
-    if (n > 0) madvise(first, n, MADV_HUGEPAGE);
-#endif
+void puna_large_pages(uint8_t* memory, int64_t n_bytes) { use_large_pages(memory, n_bytes); }
+uint8_t* puna_map(int32_t file, int64_t offset, int64_t n_bytes) { return map_file(file, offset, n_bytes); }
+int32_t puna_settle(uint8_t* at, int64_t n_bytes, int32_t file, int64_t offset) {
+    return settle(at, n_bytes, file, offset);
 }
+void puna_unmap(uint8_t* memory, int64_t n_bytes) { unmap(memory, n_bytes); }
 
 void puna_forward(const Model* model, const Batch* batch, int32_t n_threads) {
     const std::lock_guard<std::mutex> lock(one_forward);
