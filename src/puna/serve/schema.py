@@ -193,6 +193,7 @@ class ChatChoice(Sent, kw_only=True, frozen=True):
     logprobs: ChatLogprobs | None
     finish_reason: str
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
+    stop_reason: str | UnsetType = UNSET  # the stop string that ended it; as vLLM has it
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True, frozen=True):
@@ -222,6 +223,7 @@ class ChatChunkChoice(Sent, kw_only=True, frozen=True):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
+    stop_reason: str | UnsetType = UNSET  # the stop string that ended it; as vLLM has it
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True, frozen=True):

@@ -140,6 +140,7 @@ class GrowingChat:
         self._text = ""
         self._n_shown = 0
         self._logprobs: list[TokenLogprob] = []
+        self._stopped: str | None = None
 
     def open(self) -> ChatChunkChoice:
         """Returns the first chunk, which says who speaks."""
@@ -148,6 +149,7 @@ class GrowingChat:
     def push(self, piece: Piece) -> ChatChunkChoice | None:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
         self._logprobs += _chat_logprobs(self._tokenizer, piece)
+        self._stopped = piece.stopped
         content, calls = self._advance(piece)
         if not content and piece.finish is None:
             return None
@@ -186,6 +188,7 @@ class GrowingChat:
             logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
             finish_reason=finish,
             content_filter_results=(self._results() or UNSET) if finish else UNSET,
+            stop_reason=self._stopped or UNSET,
         )
 
 
@@ -207,6 +210,7 @@ def whole_chat(chunks: Sequence[ChatChunkChoice]) -> ChatChoice:
         logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
         finish_reason=finish,
         content_filter_results=chunks[-1].content_filter_results,
+        stop_reason=chunks[-1].stop_reason,
     )
 
 
