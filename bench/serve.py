@@ -1,0 +1,403 @@
+"""puna's server under load: many clients at once, and what it costs beside the engine alone.
+
+    python bench/serve.py [MODEL] [--clients 200] [--seconds 60] [--rounds 3] [--engine-seconds 15]
+
+First all clients ask for a while, each one thing after the other: streams, whole answers, pictures, and answers that
+are dropped half-way. Counted are errors other than 429, time to the first token, time between tokens, and how evenly
+clients got on (the least over the most tokens of a client). Then the same prompts run alternately through the engine
+alone, ids in and ids out, and as streams of all clients: tokens a second of both, in one process and one sitting.
+
+The server runs in this process, its clients in another one that does little but count. Both share the processors,
+so what clients use is part of what the server seems to cost; it is told beside. Writes
+bench/results/serve-DATE-PROCESSOR.json and prints a table.
+"""
+
+import argparse
+import asyncio
+import base64
+import datetime
+import io
+import itertools
+import json
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MODEL = "bench"
+N_PROMPTS = 400
+MAX_TOKENS = 64
+SLACK_SECONDS = 2.0  # until everybody is at work, which does not count
+OPENINGS = ("Tell me a story about", "What is", "Write one line about", "How many letters has", "Who was")
+
+
+def prompt(number: int) -> str:
+    """Returns a question that no other number has, of 5 to 85 words."""
+    words = " and ".join(f"the number {number * 7 + i}" for i in range(1 + number % 14))
+    return f"{OPENINGS[number % len(OPENINGS)]} {words}?"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="cria", help="directory or hub id (default: cria)")
+    parser.add_argument("--clients", type=int, default=200, metavar="N", help="at the same time (default 200)")
+    parser.add_argument("--seconds", type=float, default=60, metavar="S", help="of mixed load (default 60)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of engine and server in turn (default 3)")
+    parser.add_argument("--engine-seconds", type=float, default=15, metavar="S", help="of each of them (default 15)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the model (default: as torch finds)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the document goes")
+    parser.add_argument("--clients-of", metavar="ADDRESS", help=argparse.SUPPRESS)  # what this program starts
+    parser.add_argument("--mixed", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.clients_of:
+        host, _, port = chosen.clients_of.rpartition(":")
+        print(json.dumps(asyncio.run(clients(host, int(port), chosen.clients, chosen.seconds, chosen.mixed))))
+    else:
+        serve_and_measure(chosen)
+
+
+# The server's side ------------------------------------------------------------------------------------------------
+
+
+def serve_and_measure(chosen: argparse.Namespace) -> None:
+    """Measures everything, writes the document and prints the table."""
+    import torch
+
+    import puna
+    from puna.bench import machine
+    from puna.serve.app import Server, Settings
+
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    processor = machine.describe(torch.device("cpu")).processor
+    begin, before = datetime.datetime.now(datetime.UTC), machine.ticks()
+    assistant = puna.load(chosen.model)
+    server = Server(assistant, Settings(model=MODEL))
+    address, stop = listen(server.app)
+    load = ask_clients(address, chosen.clients, chosen.seconds, mixed=True)
+    engine, streamed = [], []
+    for number in range(chosen.rounds):
+        engine.append(engine_alone(assistant, chosen.clients, chosen.engine_seconds))
+        made = Made(server)
+        told = ask_clients(address, chosen.clients, chosen.engine_seconds, mixed=False, during=made)
+        streamed.append(made.rate | {"clients": told})
+        speeds = f"{engine[-1]['tokens_per_second']:.0f} alone, {streamed[-1]['tokens_per_second']:.0f} streamed"
+        print(f"round {number + 1}: {speeds} tokens/s", file=sys.stderr, flush=True)
+    stop()
+    disturbance = machine.disturbance(before, machine.ticks())
+    alone, served = (statistics.median(each["tokens_per_second"] for each in runs) for runs in (engine, streamed))
+    document = {
+        "date": begin.isoformat(timespec="seconds"),
+        "model": chosen.model,
+        "puna": puna.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": processor,
+        "others": disturbance._asdict(),
+        "clients": chosen.clients,
+        "load": load,
+        "engine": engine,
+        "streamed": streamed,
+        "overhead": 1 - served / alone,
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", processor.lower())[:24].strip("-")
+    out = chosen.out or ROOT / "bench" / "results" / f"serve-{begin:%Y-%m-%dT%H%M}-{slug}.json"
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(table(document))
+    print(f"\n{out}")
+
+
+def listen(app: Any) -> tuple[str, Any]:
+    """Starts to serve in a thread, as `puna serve` does. Returns the address and what ends it."""
+    import socket
+
+    import uvicorn
+
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    config = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), name="http", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.should_exit = True
+        thread.join()
+
+    return f"127.0.0.1:{listening.getsockname()[1]}", stop
+
+
+class Made:
+    """Counts what the server makes between two moments, and what its threads use for that."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.rate: dict[str, float] = {}
+
+    def __call__(self, seconds: float) -> None:
+        tokens, used, begin = self._tokens(), thread_seconds("http"), time.perf_counter()
+        time.sleep(seconds)
+        passed, n = time.perf_counter() - begin, self._tokens() - tokens
+        self.rate = {
+            "tokens_per_second": n / passed,
+            "http_us_per_token": (thread_seconds("http") - used) / max(n, 1) * 1e6,
+        }
+
+    def _tokens(self) -> float:
+        line = re.search(rb"^puna_generation_tokens_total\{.*\} (\S+)$", self._server.metrics.text(), re.MULTILINE)
+        assert line is not None, "the server counts its tokens"
+        return float(line[1])
+
+
+def thread_seconds(name: str) -> float:
+    """Returns the processor time of a thread of this process, 0 where the system does not tell."""
+    (thread,) = [each for each in threading.enumerate() if each.name == name]
+    stat = Path(f"/proc/self/task/{thread.native_id}/stat")
+    if not stat.exists():
+        return 0.0
+    user, system = stat.read_text().rpartition(") ")[2].split()[11:13]
+    return (int(user) + int(system)) / 100
+
+
+def engine_alone(assistant: Any, n_open: int, seconds: float) -> dict[str, float]:
+    """Runs the prompts of the streams through the engine, `n_open` at a time: one that ends makes room for the next."""
+    from puna.engine.request import Request, Sampling
+
+    stops = assistant.tokenizer.stop_ids | frozenset(assistant.config.stop_ids)
+    sampling = Sampling(temperature=0.0, max_new_tokens=MAX_TOKENS, stop_ids=stops)
+    prompts = [assistant.prompt([{"role": "user", "content": prompt(i)}]).ids for i in range(N_PROMPTS)]
+    numbers, engine, n_tokens, begin = numbers_of_all(n_open), assistant.engine, 0, None
+    open_ = {engine.add(Request(ids=prompts[next(of_one)], sampling=sampling)): of_one for of_one in numbers}
+    end = time.perf_counter() + SLACK_SECONDS + seconds
+    while (now := time.perf_counter()) < end:
+        if begin is None and now > end - seconds:
+            begin, n_tokens = now, 0
+        for event in engine.step():
+            n_tokens += event.token is not None
+            if event.finish is not None:
+                of_one = open_.pop(event.request_id)
+                open_[engine.add(Request(ids=prompts[next(of_one)], sampling=sampling))] = of_one
+    passed = time.perf_counter() - (begin or end - seconds)
+    for number in open_:
+        engine.abort(number)
+    return {"tokens_per_second": n_tokens / passed}
+
+
+def numbers_of_all(n_clients: int) -> list[Iterator[int]]:
+    """Returns which prompts each client asks for, one after the other."""
+    return [itertools.cycle([(i * 31 + k) % N_PROMPTS for k in range(N_PROMPTS)]) for i in range(n_clients)]
+
+
+def ask_clients(address: str, n: int, seconds: float, *, mixed: bool, during: Any = None) -> dict[str, Any]:
+    """Runs clients in a process of their own and returns what they tell; calls `during` with the seconds that count."""
+    command = [sys.executable, __file__, "--clients-of", address, "--clients", str(n)]
+    command += ["--seconds", str(seconds + 2 * SLACK_SECONDS), *(["--mixed"] if mixed else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if during is not None:
+            process.stdout.readline()  # all are connected
+            time.sleep(SLACK_SECONDS)
+            during(seconds)
+        told = process.stdout.read()
+    document: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return document
+
+
+# The clients' side ------------------------------------------------------------------------------------------------
+
+
+class Client(asyncio.Protocol):
+    """One connection: sends a request, notes when parts of the answer come, and says when it has ended."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.times: list[float] = []  # of events with text
+        self.drop_after = 0  # events, where the client leaves before the end
+        self._tail = b""
+        self.head = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def ask(self, body: bytes, drop_after: int) -> None:
+        """Sends a request; `ended` is done once its answer is there."""
+        self.times, self._tail, self.head, self.drop_after = [], b"", b"", drop_after
+        self.ended = asyncio.get_running_loop().create_future()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d"
+        self.transport.write((head + b"\r\n\r\n") % len(body) + body)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.head:
+            self.head = data[:64]
+        now = time.perf_counter()
+        self.times += [now] * data.count(b'"content":')
+        self._tail = (self._tail + data)[-400:]
+        if self.drop_after and len(self.times) > self.drop_after:
+            self.transport.abort()
+            self._end()
+        elif self._tail.endswith(b"0\r\n\r\n") or (b"text/event-stream" not in self.head and self._is_whole(data)):
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._end()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _is_whole(self, data: bytes) -> bool:
+        return data.endswith(b"}") and b"\r\n\r\n" in data and b"content-length" in data[:400].lower()
+
+    @property
+    def status(self) -> int:
+        return int(self.head[9:12] or 0)
+
+    @property
+    def n_tokens(self) -> int:
+        """As the server counts them, or events where it was not asked to the end."""
+        counted = re.search(rb'"completion_tokens":(\d+)', self._tail)
+        return int(counted[1]) if counted else len(self.times)
+
+
+async def clients(host: str, port: int, n: int, seconds: float, mixed: bool) -> dict[str, Any]:
+    """Lets `n` clients ask one thing after the other for some seconds. Returns what they saw."""
+    picture = picture_url() if mixed else ""
+    end = time.perf_counter() + seconds
+    told = await asyncio.gather(
+        *(one(host, port, numbers, end, random.Random(i), picture) for i, numbers in enumerate(numbers_of_all(n)))
+    )
+    first = [each for client in told for each in client["first"]]
+    between = [each for client in told for each in client["between"]]
+    tokens = [client["tokens"] for client in told]
+    statuses: dict[str, int] = {}
+    for client in told:
+        for status, count in client["statuses"].items():
+            statuses[status] = statuses.get(status, 0) + count
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": seconds,
+        "statuses": statuses,
+        "dropped": sum(client["dropped"] for client in told),
+        "errors": sum(count for status, count in statuses.items() if status not in ("200", "429")),
+        "tokens": sum(tokens),
+        "least_tokens": min(tokens),
+        "most_tokens": max(tokens),
+        "fairness": min(tokens) / max(max(tokens), 1),
+        "first_token_seconds": percentiles(first),
+        "between_tokens_seconds": percentiles(between),
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+    }
+
+
+async def one(
+    host: str, port: int, numbers: Iterator[int], end: float, dice: random.Random, picture: str
+) -> dict[str, Any]:
+    """Is one client: asks until the end, and drops what is not there by then."""
+    loop, client = asyncio.get_running_loop(), None
+    seen: dict[str, Any] = {"statuses": {}, "dropped": 0, "tokens": 0, "first": [], "between": []}
+    if not picture and next_is_first(numbers):
+        print("connected", flush=True)
+    while time.perf_counter() < end:
+        if client is None or client.transport is None:
+            _, client = await loop.create_connection(Client, host, port)
+        kind = dice.choices(("stream", "whole", "picture", "drop"), (7, 1, 1, 1))[0] if picture else "stream"
+        begin = time.perf_counter()
+        client.ask(body_of(kind, next(numbers), picture), dice.randrange(1, 20) if kind == "drop" else 0)
+        try:
+            await asyncio.wait_for(asyncio.shield(client.ended), end - begin)
+        except TimeoutError:
+            client.transport.abort()
+        was_dropped = client.transport is None or client.transport.is_closing()
+        if client.status or not was_dropped:
+            seen["statuses"][str(client.status)] = seen["statuses"].get(str(client.status), 0) + 1
+        elif time.perf_counter() < end:
+            seen["statuses"]["0"] = seen["statuses"].get("0", 0) + 1  # the server left without a word
+        seen["dropped"] += was_dropped
+        seen["tokens"] += client.n_tokens
+        if kind != "whole" and client.times[1:]:  # the first event only says who speaks
+            seen["first"].append(client.times[1] - begin)
+            seen["between"] += [b - a for a, b in itertools.pairwise(client.times[1:])]
+        if was_dropped:
+            client = None
+        if client is not None and client.status == 429:
+            await asyncio.sleep(0.2)
+    return seen
+
+
+def next_is_first(numbers: Iterator[int]) -> bool:
+    """Says whether this is the first client, whose cycle begins with prompt 0."""
+    return next(numbers) == 0
+
+
+def body_of(kind: str, number: int, picture: str) -> bytes:
+    """Returns a request; every third of a mixed load is sampled, the others take the most probable tokens."""
+    content: Any = prompt(number)
+    if kind == "picture":
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": content}]
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": MAX_TOKENS}
+    asked["messages"] = [{"role": "user", "content": content}]
+    if kind != "whole":
+        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    if picture and number % 3 == 0:
+        asked |= {"temperature": 0.8, "seed": number}
+    return json.dumps(asked).encode()
+
+
+def picture_url() -> str:
+    """Returns a small picture as a data URL."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (64, 48), "white")
+    ImageDraw.Draw(image).ellipse((8, 8, 40, 40), fill="red")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# What was found ---------------------------------------------------------------------------------------------------
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Returns p50, p95 and the most."""
+    if len(seconds) < 2:
+        return dict.fromkeys(("p50", "p95", "max"), 0.0)
+    cuts = statistics.quantiles(seconds, n=100)
+    return {"p50": cuts[49], "p95": cuts[94], "max": max(seconds)}
+
+
+def table(document: dict[str, Any]) -> str:
+    """Returns the figures as lines."""
+    load = document["load"]
+    rows = [f"{document['clients']} clients, {document['processor']}, {document['threads']} threads"]
+    rows += [f"answers by status   {load['statuses']}, {load['dropped']} dropped by clients, {load['errors']} errors"]
+    rows += [f"tokens of a client  {load['least_tokens']} to {load['most_tokens']}: {load['fairness']:.2f}"]
+    for name, title in (("first_token_seconds", "to first token"), ("between_tokens_seconds", "between tokens")):
+        of_load, of_streams = load[name], [each["clients"][name] for each in document["streamed"]]
+        rows.append(
+            f"{title:19} p50 {of_load['p50']:.3f} s, p95 {of_load['p95']:.3f} s in the mixed load; "
+            + ", ".join(f"{each['p50']:.3f} / {each['p95']:.3f} s" for each in of_streams)
+            + " as streams alone"
+        )
+    rows.append("round   engine alone   as streams   http thread   clients")
+    for i, (engine, streamed) in enumerate(zip(document["engine"], document["streamed"], strict=True), 1):
+        clients_us = streamed["clients"]["processor_seconds"] / streamed["clients"]["tokens"] * 1e6
+        rows.append(
+            f"{i:5} {engine['tokens_per_second']:8.0f} tok/s {streamed['tokens_per_second']:6.0f} tok/s "
+            f"{streamed['http_us_per_token']:7.1f} us/tok {clients_us:4.0f} us/tok"
+        )
+    rows.append(f"the server takes {document['overhead']:.1%} of the engine's throughput (medians)")
+    rows.append(f"others took {document['others']}")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
