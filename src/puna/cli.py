@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_guard(commands)
+    _add_prune_guard(commands)
     _add_bench(commands)
     return parser
 
@@ -207,6 +208,12 @@ def _add_train(commands: Any) -> None:
         "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+
+
+def _add_prune_guard(commands: Any) -> None:
+    parser = _command(commands, "prune-guard", _prune_guard, "write a dense guard, to be tuned, out of a Scout")
+    parser.add_argument("source", metavar="SCOUT", help="directory or hub id of a checkpoint with routed layers only")
+    parser.add_argument("destination", metavar="OUT", type=Path, help="directory to make")
 
 
 def _add_guard(commands: Any) -> None:
@@ -532,6 +539,17 @@ def _eval(arguments: argparse.Namespace) -> None:
             blind = c.bits_without_picture / c.n_bytes
             rows.append(f"{name:16} {language:8} {c.n:6} {c.bits_per_byte:7.3f} {blind:16.3f}  bits per byte")
     _print({"model": _model_name(arguments.model)} | record.to_json(), arguments, "\n".join(rows))
+
+
+def _prune_guard(arguments: argparse.Namespace) -> None:
+    from puna.guard.prune import prune
+    from puna.weights import hub
+
+    source = hub.resolve(arguments.source)
+    config = prune(source, arguments.destination, _progress("pruning"))
+    n_layers = config.text.n_layers
+    document = {"source": str(source), "destination": str(arguments.destination), "layers": n_layers}
+    _print(document, arguments, f"{arguments.destination}: {n_layers} dense layers; tune it before it judges")
 
 
 def _guard(arguments: argparse.Namespace) -> None:

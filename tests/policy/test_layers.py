@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 EXCEPTIONS: dict[str, frozenset[str]] = {
     "train.reinforce": frozenset({"engine"}),
     "train.distill": frozenset({"engine"}),
+    "guard.prune": frozenset({"weights"}),
+    "guard.deberta": frozenset({"weights"}),
 }
 
 # At run time these import only ground before a function asks for more: `puna --help` must not load torch.

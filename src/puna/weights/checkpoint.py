@@ -41,7 +41,7 @@ from puna.weights.source import (
 )
 from puna.weights.stored import Staging, pieces, region, shape_at_rest
 
-__all__ = ["convert", "load", "open_config", "save_hf", "save_meta"]
+__all__ = ["convert", "derive", "load", "open_config", "save_hf", "save_meta"]
 
 Place = Callable[[Llama, str, Tensor | Small], None]
 
@@ -164,6 +164,20 @@ def convert(src: Path, dst: Path, to: str, shards: int = 1, progress: Progress |
         _save_meta(tensors, source.config, source.dtype, dst, shards, companions)
 
 
+def derive(
+    src: Path, dst: Path, config: LlamaConfig, origin: Callable[[str], str], progress: Progress | None = None
+) -> None:
+    """Writes to the new directory `dst` a checkpoint of `config` in Hugging Face's layout, tokenizer included, whose
+    every parameter is the one of `src` that `origin` names for it.
+
+    Numbers and memory as in `convert`. Raises as `load` and `save_hf`.
+    """
+    source = open_source(src)
+    companions = [file for name in COMPANIONS if (file := src / name).is_file()]
+    tensors = _Renamed(_OnDemand(source, progress), {name: origin(name) for name in _empty(config)})
+    _save_hf(tensors, config, source.dtype, dst, companions, MAX_FILE_BYTES)
+
+
 def _part(
     source: Source, name: str, share: Share | None, staging: Staging, device: torch.device | str
 ) -> Tensor | Small:
@@ -200,6 +214,22 @@ class _OnDemand(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._source.pieces)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """Parameters under other names: `origins` says for each name what it is called in `tensors`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], origins: Mapping[str, str]) -> None:
+        self._tensors, self._origins = tensors, origins
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._origins[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origins)
+
+    def __len__(self) -> int:
+        return len(self._origins)
 
 
 def _parameters(state: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
