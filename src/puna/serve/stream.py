@@ -68,6 +68,11 @@ def event(value: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
+def named_event(value: msgspec.Struct) -> bytes:
+    """Returns one server-sent event that is named as its value is tagged, as in OpenAI's Responses and Anthropic's."""
+    return f"event: {value.__struct_config__.tag}\n".encode() + event(value)
+
+
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Usage:
     """Returns the counts of a request. `cached_tokens` of the prompts were remembered and not read again."""
     return Usage(
