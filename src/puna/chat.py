@@ -45,7 +45,7 @@ from puna.prompt.message import Message, TextPart, Tool
 from puna.prompt.parse import parse
 from puna.prompt.render import Prompt, Renderer, ToolsIn, ToolStyle
 from puna.prompt.tokenizer import Tokenizer
-from puna.prompt.tool_grammar import tool_grammar
+from puna.prompt.tool_grammar import tool_grammar, words_and_calls
 from puna.prompt.vocab import PATCH
 from puna.quant import ready, swap
 from puna.weights import checkpoint, hub
@@ -78,6 +78,13 @@ class Options(TypedDict, total=False):
     seed: int | None
     max_new_tokens: int | None
     stop: str | Sequence[str]  # texts that end the answer; they are not part of it
+    include_stop: bool  # the text that ended the answer is part of it
+    stop_ids: Sequence[int]  # end the answer like the tokenizer's own
+    ignore_stop_ids: bool  # the tokenizer's own do not end the answer
+    min_new_tokens: int  # before which no id ends the answer
+    logit_bias: Mapping[int, float]  # added to the logits of these ids
+    allowed_ids: Sequence[int] | None  # nothing else is chosen
+    show_special: bool | None  # special tokens in the text: all by name, none, or (None) all but those that end a turn
     logprobs: int | None  # 0: of the chosen tokens; n: also of the n most probable ones
     n: int  # how many answers to the same prompt
     priority: float  # 0 is ordinary, less comes earlier and more later, within -100..100
@@ -86,19 +93,23 @@ class Options(TypedDict, total=False):
     json_schema: Mapping[str, Any] | str | None  # a JSON document of this schema
     regex: str | None  # matched from beginning to end
     choice: Sequence[str] | None  # one of these
-    grammar: str | Grammar | None  # in Lark notation, from the rule `start`
+    grammar: str | Grammar | Matcher | None  # in Lark notation, from the rule `start`
 
 
 class ChatOptions(Options, total=False):
     """Options, and how tools are written: defined in the system or the user turn, called in Python or JSON.
 
-    `tool_choice` is "auto", where the model decides (with `json_schema`, whatever is no call follows that), "required",
-    or the name of the tool that it must call.
+    `tool_choice` is "auto", where the model decides (with `json_schema`, whatever is no call follows that; where a tool
+    is strict, calls follow the schemas), "required", or the name of the tool that it must call. `max_calls` bounds the
+    calls that a grammar allows. `reply` says what the prompt ends with: "new" opens an answer, "continue" leaves the
+    last message open, which is an assistant's, "none" opens nothing.
     """
 
     tool_style: ToolStyle
     tools_in: ToolsIn
     tool_choice: str
+    max_calls: int | None
+    reply: Literal["new", "continue", "none"]
 
 
 Ending = Finish | Literal["content_filter"]
@@ -335,6 +346,29 @@ class Assistant:
         """Returns the ids and tiles that `respond` has the model read."""
         return self._prompt(messages, _tools(tools), {"tool_style": tool_style, "tools_in": tools_in})[0]
 
+    def prepare(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        **options: Unpack[ChatOptions],
+    ) -> tuple[Prompt, Options]:
+        """Returns what `respond` has the model read, and how it is answered, grammars compiled: for a `Session`.
+
+        Compiling takes time, so whoever has several users does this outside of the thread that steps.
+        """
+        prompt, others = self._prompt(messages, _tools(tools), options)
+        return prompt, self.compiled(others)
+
+    def compiled(self, options: Options) -> Options:
+        """Returns the options with a compiled grammar in place of whatever says what the text must look like."""
+        named: dict[str, Any] = dict(options)
+        rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
+        if rule is not None:
+            own, more = _stop_ids(options, self._stop_ids), options.get("stop_ids", ())
+            named["grammar"] = self._matcher(rule, own.union(more)) if isinstance(rule, Grammar) else rule
+        compiled: Options = Options(**named)  # type: ignore[typeddict-item]
+        return compiled
+
     def text_prompt(self, text: str, images: Sequence[Image.Image] = ()) -> Prompt:
         """Returns the ids and tiles that `extend` has the model read."""
         return self._renderer.text(text, images)
@@ -418,8 +452,8 @@ class Assistant:
         tokenizer = self.tokenizer
         return Vocabulary(tokenizer.token_bytes(), sorted(tokenizer.special.values()), tokenizer.encode)
 
-    def _matcher(self, rule: Grammar) -> Matcher:
-        return self._vocabulary.compile(rule, self._stop_ids)
+    def _matcher(self, rule: Grammar, stop_ids: frozenset[int]) -> Matcher:
+        return self._vocabulary.compile(rule, stop_ids)
 
     @property
     def _stop_ids(self) -> frozenset[int]:
@@ -433,11 +467,19 @@ class Assistant:
             raise PromptError("messages is empty: give at least one message")
         others: dict[str, Any] = _with_tool_choice(tools, options)
         written = {name: others.pop(name) for name in ("tool_style", "tools_in") if name in others}
+        reply = others.pop("reply", "new")
         read = [
             message if isinstance(message, Message) else Message.from_dict(message, where=f"messages[{i}]")
             for i, message in enumerate(messages)
         ]
-        return self._renderer.render(read, tools, **written), Options(**others)  # type: ignore[typeddict-item]
+        answered: Options = Options(**others)  # type: ignore[typeddict-item]
+        if reply != "continue":
+            return self._renderer.render(read, tools, reply=reply == "new", **written), answered
+        *before, last = read
+        if last.role != "assistant" or last.tool_calls or last.images:
+            raise PromptError("messages: the last one is no text of an assistant, so it cannot be continued")
+        prompt = self._renderer.render(before, tools, **written)
+        return Prompt([*prompt.ids, *self.tokenizer.encode(last.text)], prompt.tiles), answered
 
     def _texts(self, prompt: Prompt, options: Options) -> Iterator[str]:
         if options.get("n", 1) != 1:
@@ -468,7 +510,11 @@ class Session:
     """Answers that grow together on one model: `begin` queues, `step` works, `end` drops. For one thread at a time."""
 
     def __init__(
-        self, engine: Share, tokenizer: Tokenizer, stop_ids: frozenset[int], matcher: Callable[[Grammar], Matcher]
+        self,
+        engine: Share,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        matcher: Callable[[Grammar, frozenset[int]], Matcher],
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
@@ -492,8 +538,8 @@ class Session:
 
     def begin(self, prompt: Prompt, **options: Unpack[Options]) -> int:
         """Queues the n answers to a prompt and returns their number. Raises PromptError or CapacityError."""
-        request, stop = _request(prompt, options, self._stop_ids, self._matcher)
-        readers = [Detokenizer(self._tokenizer, stop) for _ in range(request.n)]
+        request, shown = _request(prompt, options, self._stop_ids, self._matcher)
+        readers = [Detokenizer(self._tokenizer, **shown) for _ in range(request.n)]
         number = self._engine.add(request)
         self._readers |= {(number, sample): reader for sample, reader in enumerate(readers)}
         return number
@@ -570,45 +616,64 @@ def _answer(pieces: Sequence[Piece], tools: Sequence[Tool]) -> Answer:
 
 
 def _request(
-    prompt: Prompt, options: Options, stop_ids: frozenset[int], matcher: Callable[[Grammar], Matcher]
-) -> tuple[Request, Sequence[str]]:
-    """Returns the engine's request and the stop strings, which the engine does not know."""
+    prompt: Prompt,
+    options: Options,
+    stop_ids: frozenset[int],
+    matcher: Callable[[Grammar, frozenset[int]], Matcher],
+) -> tuple[Request, dict[str, Any]]:
+    """Returns the engine's request, and what the engine does not know: stop strings and how text is shown."""
     named: dict[str, Any] = dict(options)
     stop = named.pop("stop", ())
+    shown = {
+        "stop": [stop] if isinstance(stop, str) else stop,
+        "include_stop": named.pop("include_stop", False),
+        "show_special": named.pop("show_special", None),
+    }
+    stop_ids = _stop_ids(options, stop_ids)
+    for name in ("ignore_stop_ids", "stop_ids"):
+        named.pop(name, None)
     wanted: dict[str, Any] = {name: named.pop(name) for name in ("n", "priority") if name in named}
     if (left := named.pop("deadline_seconds", None)) is not None:
         wanted["deadline_seconds"] = time.monotonic() + left  # the engine's clock
     rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
     sampling = Sampling(stop_ids=stop_ids, n_logprobs=named.pop("logprobs", None), **named)
-    grammar = None if rule is None else matcher(rule)
-    request = Request(ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, grammar=grammar, **wanted)
-    return request, [stop] if isinstance(stop, str) else stop
+    grammar = matcher(rule, stop_ids) if isinstance(rule, Grammar) else rule
+    return Request(ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, grammar=grammar, **wanted), shown
 
 
-def _rule(options: Mapping[str, Any]) -> Grammar | None:
-    """Returns the grammar that a text is to follow, if any."""
+def _stop_ids(options: Options, own: frozenset[int]) -> frozenset[int]:
+    """Returns the ids that end an answer."""
+    return (frozenset() if options.get("ignore_stop_ids") else own).union(options.get("stop_ids") or ())
+
+
+def _rule(options: Mapping[str, Any]) -> Grammar | Matcher | None:
+    """Returns the grammar that a text is to follow, compiled or not, if any."""
     given = {name: value for name, value in options.items() if value is not None}
     if len(given) > 1:
         raise PromptError(f"{' and '.join(given)} are given: a text follows one grammar; leave the others out")
     for name, value in given.items():
-        return value if isinstance(value, Grammar) else GRAMMARS[name](value)
+        return value if isinstance(value, Grammar | Matcher) else GRAMMARS[name](value)
     return None
 
 
 def _with_tool_choice(tools: Sequence[Tool], options: ChatOptions) -> dict[str, Any]:
     """Returns the options with a grammar in place of `tool_choice`, where that asks for one."""
     others: dict[str, Any] = dict(options)
-    choice, schema = others.pop("tool_choice", "auto"), others.get("json_schema")
+    choice, most = others.pop("tool_choice", "auto"), others.pop("max_calls", None)
+    schema, is_ruled = others.get("json_schema"), any(others.get(name) is not None for name in GRAMMARS)
     style = others.get("tool_style", "pythonic")
     if choice == "auto" and tools and schema is not None:
         del others["json_schema"]
-        calls = tool_grammar(tools, style).replace("start:", "calls:", 1)
+        calls = tool_grammar(tools, style, most=most).replace("start:", "calls:", 1)
         text = schema if isinstance(schema, str) else json.dumps(schema)
         others["grammar"] = lark(f"start: calls | reply\nreply: %json {text}\n{calls}", "json_schema")
     elif choice != "auto":
-        if any(others.get(name) is not None for name in GRAMMARS):
+        if is_ruled:
             raise PromptError(f"tool_choice is {choice!r} beside a grammar for the answer: give one of the two")
-        others["grammar"] = lark(tool_grammar(tools, style, None if choice == "required" else choice), "tool_choice")
+        name = None if choice == "required" else choice
+        others["grammar"] = lark(tool_grammar(tools, style, name, most=most), "tool_choice")
+    elif any(tool.strict for tool in tools) and not is_ruled:
+        others["grammar"] = lark(words_and_calls(tools, style, most=most), "tools")
     return others
 
 

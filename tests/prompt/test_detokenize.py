@@ -94,3 +94,14 @@ def test_an_empty_stop_string_is_refused(stop: list[str], tokenizer: Tokenizer) 
 def test_an_id_outside_the_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(PromptError, match="token id 5000"):
         Detokenizer(tokenizer).push(5000)
+
+
+def test_the_stop_string_may_be_part_of_the_text_and_special_tokens_may_show_or_not(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("ab"), tokenizer.special[PYTHON_START], *tokenizer.encode("c END d")]
+    ids = [*ids, tokenizer.special[END_OF_TURN]]
+    shown = {
+        show: "".join(_stream(Detokenizer(tokenizer, ["END"], include_stop=show is None, show_special=show), ids))
+        for show in (None, True, False)
+    }
+    assert shown == {None: f"ab{PYTHON_START}c END", True: f"ab{PYTHON_START}c ", False: "abc "}
+    assert "".join(_stream(Detokenizer(tokenizer, show_special=True), ids)).endswith(f" d{END_OF_TURN}")

@@ -173,7 +173,8 @@ def test_both_forms_of_a_tool_are_read() -> None:
         ({"description": "x"}, "tool.name: is missing"),
         ({"name": "f", "parameters": "x"}, "tool.parameters: is of type str"),
         ({"type": "retrieval", "function": {"name": "f"}}, "tool.type: is 'retrieval'"),
-        ({"name": "f", "strict": True}, "tool.strict: is not supported"),
+        ({"name": "f", "strict": "yes"}, "tool.strict: is of type str"),
+        ({"name": "f", "wish": True}, "tool.wish: is not supported"),
         (7, "tool: is of type int"),
     ],
 )

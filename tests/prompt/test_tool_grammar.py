@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.errors import PromptError
-from puna.prompt.message import Tool
+from puna.prompt.message import Tool, ToolCall
 from puna.prompt.parse import parse
 from puna.prompt.render import ToolStyle, call_text
-from puna.prompt.tool_grammar import tool_grammar
+from puna.prompt.tool_grammar import tool_grammar, words_and_calls
 
 llguidance = pytest.importorskip("llguidance")
 
@@ -230,3 +230,51 @@ def test_what_we_render_is_what_the_grammar_allows(properties: dict[str, Any], s
     text = written(tools, "pythonic", seed)
     if text is not None and "e" not in text:  # numbers with exponents may be written in other ways
         assert accepts(tools, call_text(parse(text, tools).tool_calls, "pythonic"))
+
+
+def end_of(grammar: str, text: str) -> str:
+    """Returns whether an answer may be `text` ("whole"), only begin so ("open"), or not ("barred")."""
+    state = llguidance.LLMatcher(TABLE, llguidance.LLMatcher.grammar_from_lark(grammar))
+    assert not state.is_error(), state.get_error()
+    if state.try_consume_tokens(list(text.encode())) < len(text.encode()):
+        return "barred"
+    return "whole" if state.is_accepting() else "open"
+
+
+@pytest.mark.parametrize(
+    ("text", "pythonic", "json"),
+    [
+        ("Words [1] (x), {a} and a < b\n", "whole", "whole"),
+        ("Let me see. [f(place=", "open", "barred"),
+        ('Let me see. [f(place="x"), f(place="y", days=2)]', "whole", "barred"),
+        ('[f(place="x")] then', "barred", "barred"),
+        ("[f(place=1", "barred", "barred"),
+        ("[ f (", "barred", "barred"),
+        ("[g(x=1)]", "whole", "whole"),
+        ('So: {"name": "f", "parameters": {"place": "x"}}', "barred", "whole"),
+        (
+            '[{"name": "f", "parameters": {"place": "x"}}, {"name": "f", "parameters": {"place": "y"}}]',
+            "barred",
+            "whole",
+        ),
+        ('{"name": "f", "parameters": {"days": "x', "barred", "barred"),
+        ('{"type": "function"', "barred", "barred"),
+        ("<function=f>", "barred", "barred"),
+    ],
+)
+def test_words_are_free_and_calls_within_them_are_not(text: str, pythonic: str, json: str) -> None:
+    strict = [
+        tool({"type": "object", "properties": {"place": TEXT, "days": {"type": "integer"}}, "required": ["place"]})
+    ]
+    assert end_of(words_and_calls(strict, "pythonic"), text) == pythonic
+    assert end_of(words_and_calls(strict, "json"), text) == json
+
+
+@pytest.mark.parametrize("make", [tool_grammar, words_and_calls])
+@pytest.mark.parametrize("style", ["pythonic", "json"])
+def test_the_number_of_calls_can_be_bounded(make: Any, style: ToolStyle) -> None:
+    free = [tool({})]
+    calls = [parse(call_text([ToolCall("f", {})] * n, style)).tool_calls for n in (1, 2, 3)]
+    texts = [call_text(each, style) for each in calls]
+    for most, expected in ((1, "whole barred barred"), (2, "whole whole barred"), (None, "whole whole whole")):
+        assert " ".join(end_of(make(free, style, most=most), text) for text in texts) == expected

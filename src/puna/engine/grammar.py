@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_CHARS = 500_000
 """Longest grammar that is read, so that compiling one takes bounded time and memory."""
 
+MAX_LEXER_FUEL = 300_000
+"""Steps of llguidance's lexer before the first token: some tenths of a second. The default is a million."""
+
 JSON_BLANKS = r"(\r?\n[ \t]{0,40}| )?"
 """Blanks between the parts of JSON: one, or a new line and its indentation. Unbounded, some write them for ever."""
 
@@ -82,16 +85,23 @@ class Vocabulary:
         self._executor = llguidance.LLExecutor(max(1, torch.get_num_threads()))
 
     def compile(self, grammar: Grammar, stop_ids: frozenset[int] = frozenset()) -> "Matcher":
-        """Returns a matcher at the beginning of a text. Raises PromptError for a grammar that cannot be followed."""
+        """Returns a matcher at the beginning of a text. Raises PromptError for a grammar that cannot be followed.
+
+        The first mask, which may be the slowest, is worked out here, and says whether there is a text at all.
+        """
         llguidance = _llguidance()
         if len(grammar.text) > MAX_CHARS:
             raise PromptError(f"{grammar.field}: has {len(grammar.text)} characters; at most {MAX_CHARS} are read")
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=MAX_LEXER_FUEL)
         matcher = llguidance.LLMatcher(self._table, grammar.text, log_level=0, limits=limits)
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())
             raise PromptError(f"{grammar.field}: cannot be followed: {reason[:300]}; change the grammar")
-        return Matcher(self, matcher, stop_ids)
+        begun = Matcher(self, matcher, stop_ids)
+        free = Matcher(self, matcher, frozenset())
+        if not begun.may_end and not self.fill([(free, ())], self.end_id).any():
+            raise PromptError(f"{grammar.field}: allows no text, or takes too much work to follow; change the grammar")
+        return begun
 
     def fill(self, rows: Sequence[tuple["Matcher", Sequence[int]]], n_ids: int) -> Tensor:
         """Returns which ids may come next, as bits: uint8 [R n_ids/8], the lowest bit of a byte for the first id.

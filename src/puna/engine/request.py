@@ -5,7 +5,7 @@ Not here: text, messages, stop strings (`chat` watches for those and aborts), qu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -36,6 +36,9 @@ class Sampling:
     max_new_tokens       None goes on to the end of the context
     stop_ids             end the output; the stopping id itself is the last token reported
     n_logprobs           None reports no log-probabilities, 0 those of the chosen tokens, n also the n most probable
+    logit_bias           is added to the logits of these ids
+    allowed_ids          None allows all; otherwise no other id is chosen
+    min_new_tokens       stop ids are not chosen before so many tokens
 
     Defaults: temperature 0.6 and top_p 0.9 as Llama 4 was released with.
     Source: the generation config that transformers' `convert_llama4_weights_to_hf.py` writes.
@@ -53,6 +56,9 @@ class Sampling:
     max_new_tokens: int | None = None
     stop_ids: frozenset[int] = frozenset()
     n_logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_ids: Sequence[int] | None = None
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature, self.temperature >= 0, "0 or more")
@@ -68,6 +74,11 @@ class Sampling:
         for name, least in (("seed", 0), ("max_new_tokens", 1), ("n_logprobs", 0)):
             if getattr(self, name) is not None:
                 _require_whole(name, getattr(self, name), least)
+        _require_whole("min_new_tokens", self.min_new_tokens, 0)
+        for value in self.logit_bias.values():
+            _require_number("logit_bias", value, True, "for each id")
+        if self.allowed_ids is not None and not self.allowed_ids:
+            raise PromptError("allowed_ids is empty: give the ids that may be chosen, or none to allow all")
 
     @property
     def is_greedy(self) -> bool:
@@ -76,6 +87,10 @@ class Sampling:
     @property
     def has_penalty(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def has_bias(self) -> bool:
+        return bool(self.logit_bias) or self.allowed_ids is not None or self.min_new_tokens > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +161,12 @@ def check(request: Request, config: LlamaConfig, *, n_new_tokens: int | None = N
     n_ids, context_len, vocab_size = len(request.ids), config.text.context_len, config.text.vocab_size
     if n_ids == 0:
         raise PromptError("ids is empty: give at least one token, such as the one that begins a text")
-    strange = next((id_ for id_ in request.ids if not 0 <= id_ < vocab_size), None)
-    if strange is not None:
-        raise PromptError(f"ids holds {strange}: ids of this model are 0 to {vocab_size - 1}; use its own tokenizer")
+    sampling = request.sampling
+    for name, ids in (("ids", request.ids), ("logit_bias", sampling.logit_bias), ("allowed_ids", sampling.allowed_ids)):
+        strange = next((id_ for id_ in ids or () if not 0 <= id_ < vocab_size), None)
+        if strange is not None:
+            known = f"ids of this model are 0 to {vocab_size - 1}; use its own tokenizer"
+            raise PromptError(f"{name} holds {strange}: {known}")
     _check_tiles(request, config)
     asked = request.sampling.max_new_tokens if n_new_tokens is None else n_new_tokens
     least = 1 if asked is None else asked

@@ -4,10 +4,10 @@ In: logits [R V], one row for each sequence and one more behind each of its draf
 Out: the tokens that follow, with log-probabilities on request.
 
 Order, the one vLLM uses (`vllm/v1/sample/sampler.py`): log-probabilities are taken from the untouched logits; then ids
-are forbidden, `penalties` applied, and what the `grammar` does not allow is barred; greedy rows take their arg-max
-here; then temperature, min_p, top_k, top_p, each on what the one before left; then one random number per row picks a
-token (`drawing`). transformers applies min_p last instead of first, which differs only where min_p and top_p are both
-set.
+are forbidden, `bias` and `penalties` applied, and what the `grammar` does not allow is barred; greedy rows take their
+arg-max here; then temperature, min_p, top_k, top_p, each on what the one before left; then one random number per row
+picks a token (`drawing`). transformers applies min_p last instead of first, which differs only where min_p and top_p
+are both set.
 
 The t-th token of a sequence is drawn with the t-th number of the sequence's own generator. So a seed gives the same
 text whatever runs beside it, on every device, and rounding differences between batch shapes move a choice only where
@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from puna.engine.bias import Bias
 from puna.engine.drawing import Candidates, Settings, candidates, draw_all, is_closed, keeps_all, pick
 from puna.engine.grammar import Matcher
 from puna.engine.penalties import Penalties, Seen
@@ -67,6 +68,7 @@ class SamplerState:
         self.sampling = sampling
         self.matcher = matcher
         self.seen = Seen(sampling, prompt_ids) if sampling.has_penalty else None
+        self.bias = Bias(sampling) if sampling.has_bias else None
         self._random = random.Random(None if sampling.seed is None else sampling.seed + sample)
         self._ahead: deque[float] = deque()  # random numbers that were looked at and not used up
 
@@ -77,6 +79,8 @@ class SamplerState:
             self._ahead.popleft()
         if self.seen is not None:
             self.seen.record(token)
+        if self.bias is not None:
+            self.bias.n_written += 1
         if self.matcher is not None:
             self.matcher.advance(token)
 
@@ -176,6 +180,9 @@ class Sampler:
         """Changes `rows` [A V], which it may keep, as their sequences ask, and chooses a token of each."""
         if bar is not None:
             rows += bar
+        for i, first, end in layout.biased:
+            if (bias := states[i].bias) is not None:
+                bias.apply(rows[first:end])
         if layout.penalised.places is not None:
             accounts = [seen for i in layout.penalised.states if (seen := states[i].seen) is not None]
             if self._penalties is None or not self._penalties.serves(accounts, rows.device):
@@ -215,7 +222,7 @@ class _Group(NamedTuple):
 class _Layout:
     """Where the rows of a batch lie, by what is to be done with them. Made anew when the batch is composed anew.
 
-    Plain rows are greedy, without penalty and grammar: they are never copied. The others are worked.
+    Plain rows are greedy, without bias, penalty and grammar: they are never copied. The others are worked.
     """
 
     def __init__(self, states: Sequence[SamplerState], lens: Sequence[int], device: torch.device) -> None:
@@ -227,10 +234,12 @@ class _Layout:
         penalised = [i for i, state in enumerate(states) if state.seen is not None]
         constrained = [i for i, state in enumerate(states) if state.matcher is not None]
         drawn = [i for i, sampling in enumerate(samplings) if not sampling.is_greedy]
-        is_worked = {*penalised, *constrained, *drawn}
+        biased = [i for i, state in enumerate(states) if state.bias is not None]
+        is_worked = {*penalised, *constrained, *drawn, *biased}
         self.worked_rows = [row for row, i in enumerate(owners) if i in is_worked]
         self.worked = torch.tensor(self.worked_rows, device=device) if self.worked_rows else None
         within = [owners[row] for row in self.worked_rows]
+        self.biased = [(i, first := within.index(i), first + lens[i]) for i in biased]  # their rows lie together
 
         def group(members: list[int], is_drawn: bool) -> _Group:
             chosen = set(members)

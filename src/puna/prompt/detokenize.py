@@ -14,26 +14,38 @@ from puna.prompt.tokenizer import Tokenizer
 class Detokenizer:
     """The text of one growing reply. `stopped` is the stop string that ended it, or None.
 
-    The stop string that is complete first wins, the longest among those that end at the same character; it is not part
-    of the text. Special tokens show as their names, as in `Tokenizer.decode`, except those that end a turn: they are
-    silent. Bytes that can no longer become a character show as U+FFFD.
+    The stop string that is complete first wins, the longest among those that end at the same character; it is part of
+    the text only with `include_stop`. Special tokens show as their names, as in `Tokenizer.decode`, except those that
+    end a turn: they are silent. With `show_special` True these show too, with False none does. Bytes that can no longer
+    become a character show as U+FFFD.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        include_stop: bool = False,
+        show_special: bool | None = None,
+    ) -> None:
         """Raises PromptError for an empty stop string, which would end every reply before its first character."""
         if isinstance(stop, str) or "" in stop:
             raise PromptError(f"stop: is {stop!r}; give a list of strings that are not empty")
         self.stopped: str | None = None
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._include_stop = include_stop
+        self._show_special = show_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
     def push(self, token_id: int) -> str:
         """Returns the text that became certain with `token_id`, "" once stopped. Raises as `Tokenizer.decode`."""
-        if self.stopped is not None or token_id in self._tokenizer.stop_ids:
+        if self.stopped is not None:
             return ""
         if self._tokenizer.is_special(token_id):
+            if not self._shows(token_id):
+                return ""
             return self._advance(self._decoder.decode(b"", final=True) + self._tokenizer.decode([token_id]))
         return self._advance(self._decoder.decode(self._tokenizer.decode_bytes([token_id])))
 
@@ -53,10 +65,13 @@ class Detokenizer:
         if ends:
             end, _, self.stopped = min(ends)
             self._held = ""
-            return text[: end - len(self.stopped)]
+            return text[: end if self._include_stop else end - len(self.stopped)]
         n_held = self._n_uncertain(text)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]
+
+    def _shows(self, special_id: int) -> bool:
+        return special_id not in self._tokenizer.stop_ids if self._show_special is None else self._show_special
 
     def _n_uncertain(self, text: str) -> int:
         """Returns the length of the longest end of `text` with which some stop string begins."""

@@ -161,11 +161,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call. `parameters` is a JSON schema of an object, or empty."""
+    """A function that the model may call. `parameters` is a JSON schema of an object, or empty.
+
+    Calls of a `strict` tool follow its schema to the letter; the model is not told.
+    """
 
     name: str
     description: str
     parameters: dict[str, Any]
+    strict: bool = False
 
     def __post_init__(self) -> None:
         _require_name(self.name, "tool name")
@@ -183,13 +187,15 @@ class Tool:
             _keys(document, where, {"type", "function"})
             _require_function(document, where)
             where, document = f"{where}.function", _mapping(document["function"], f"{where}.function")
-            _keys(document, where, {"name", "description", "parameters"})
+            _keys(document, where, {"name", "description", "parameters", "strict"})
         else:
-            _keys(document, where, {"type", "name", "description", "parameters"})
+            _keys(document, where, {"type", "name", "description", "parameters", "strict"})
         name = _text(document.get("name"), f"{where}.name")
         description = _optional_text(document.get("description"), f"{where}.description") or ""
         parameters = dict(_mapping(document.get("parameters") or {}, f"{where}.parameters"))
-        return cls(name=name, description=description, parameters=parameters)
+        strict = document.get("strict") or False
+        _require(isinstance(strict, bool), f"{where}.strict", f"is {_kind(strict)}; give true or false")
+        return cls(name=name, description=description, parameters=parameters, strict=strict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns OpenAI's form."""

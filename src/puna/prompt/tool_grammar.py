@@ -11,6 +11,7 @@ Source of the notation: llguidance, `docs/syntax.md` (`%json` embeds the grammar
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,21 +32,60 @@ _TEXT_LIMITS = ("minLength", "maxLength", "pattern", "format")
 _NUMBER_LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 
-def tool_grammar(tools: Sequence[Tool], style: ToolStyle = "pythonic", name: str | None = None) -> str:
+def tool_grammar(
+    tools: Sequence[Tool], style: ToolStyle = "pythonic", name: str | None = None, *, most: int | None = None
+) -> str:
     """Returns the grammar of one or more calls of `tools`, of the one called `name` if that is given.
 
-    Raises PromptError when there is no such tool.
+    `most` bounds the calls. Raises PromptError when there is no such tool.
     """
     chosen = [tool for tool in tools if name in (None, tool.name)]
     if not chosen:
         known = ", ".join(tool.name for tool in tools) or "none"
         raise PromptError(f"tool_choice is {name or 'required'!r}: the tools given are {known}; name one of them")
+    calls, rules = _calls(chosen, style)
+    call = " | ".join(f"{_quoted(call.head)} {call.rest}" for call in calls)
     if style == "json":
-        calls = " | ".join(_json_call(tool) for tool in chosen)
-        return f'start: call | "[" call (", " call)+ "]"\ncall: {calls}\n'
-    rules = _Rules()
-    calls = " | ".join(rules.call(tool) for tool in chosen)
-    return f'start: "[" call (", " call)* "]"\ncall: {calls}\n{rules.text}{_ANY}'
+        several = "" if most == 1 else f' | "[" call{_more(1, most)} "]"'
+        return f"start: call{several}\ncall: {call}\n{rules}"
+    return f'start: "[" call{_more(0, most)} "]"\ncall: {call}\n{rules}'
+
+
+def words_and_calls(tools: Sequence[Tool], style: ToolStyle = "pythonic", *, most: int | None = None) -> str:
+    """Returns the grammar of an answer in words, in calls of `tools`, or in words that end with calls.
+
+    Whatever `parse` would read as a call of one of the tools is a call as `tool_grammar` describes it.
+    """
+    calls, rules = _calls(tools, style)
+    opening = "[" if style == "pythonic" else ""
+    begun = [f"{_words_until(i, opening + call.head)}\n" for i, call in enumerate(calls)]
+    first = " | ".join(f"words_until_{i} {call.rest}" for i, call in enumerate(calls))
+    others = " | ".join(f"{_quoted(call.head)} {call.rest}" for call in calls)
+    called = f'first{_more(0, most)} "]"' if style == "pythonic" else "first"
+    if style == "json" and most != 1:
+        listed = len(calls)
+        begun += [f"{_words_until(listed + i, '[' + call.head)}\n" for i, call in enumerate(calls)]
+        heads = " | ".join(f"words_until_{listed + i} {call.rest}" for i, call in enumerate(calls))
+        called += f' | ({heads}){_more(1, most)} "]"'
+    return f"start: WORDS | {called}\n{_only_words(tools)}\nfirst: {first}\ncall: {others}\n{''.join(begun)}{rules}"
+
+
+def _words_until(number: int, head: str) -> str:
+    """Returns the rule of words that end with the first `head`."""
+    return f"words_until_{number}[lazy]: WORDS? {_quoted(head)}"
+
+
+def _only_words(tools: Sequence[Tool]) -> str:
+    """Returns the rule of words without anything with which a call could begin, as `parse` looks for it."""
+    names = "|".join(re.escape(tool.name) for tool in tools)
+    keys = r"""\{\s*["'](name|type|function|parameters|arguments|id)["']"""
+    call = rf"\[\s*({names})\s*\(|{keys}|<function=".replace("/", r"\/")
+    return f"WORDS: /(?s:.+)/ & ~/(?s:.*)({call})(?s:.*)/"
+
+
+def _more(least: int, most: int | None) -> str:
+    """Returns the calls behind the first one, at least `least` and in all at most `most`."""
+    return "" if most == 1 else f' (", " call){{{least},{"" if most is None else most - 1}}}'
 
 
 def _json_call(tool: Tool) -> str:
@@ -53,6 +93,29 @@ def _json_call(tool: Tool) -> str:
     options = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
     before = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "parameters": '
     return f'{_quoted(before)} %json {json.dumps(schema | options)} "}}"'
+
+
+class _Call(NamedTuple):
+    """A call in two parts: the text that it begins with, and the grammar of the rest."""
+
+    head: str
+    rest: str
+
+
+def _calls(tools: Sequence[Tool], style: ToolStyle) -> tuple[list[_Call], str]:
+    """Returns what calls of `tools` look like, and the rules that this refers to."""
+    if style == "json":
+        return [_json_call(tool) for tool in tools], ""
+    rules = _Rules()
+    calls = [rules.call(tool) for tool in tools]
+    return calls, rules.text + _ANY
+
+
+def _json_call(tool: Tool) -> _Call:
+    schema = {"type": "object"} | tool.parameters | {"type": "object"}
+    options = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+    before = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "parameters": '
+    return _Call(before, f'%json {json.dumps(schema | options)} "}}"')
 
 
 class _Rules:
@@ -66,7 +129,7 @@ class _Rules:
     def text(self) -> str:
         return "\n".join(self._lines)
 
-    def call(self, tool: Tool) -> str:
+    def call(self, tool: Tool) -> _Call:
         """Returns what a call of `tool` looks like."""
         return _Schemas(self, tool.parameters).call(tool.name)
 
@@ -89,7 +152,7 @@ class _Schemas:
         self._root = root
         self._referred: dict[str, str] = {}  # the rule of each reference, known before it is made: it may be recursive
 
-    def call(self, name: str) -> str:
+    def call(self, name: str) -> _Call:
         """As `render` writes it: arguments that are no Python names travel in a dictionary at the end."""
         named = self._members(self._root, "{}=".format, is_argument_name)
         others = self._members(self._root, _key, lambda key: not is_argument_name(key))
@@ -99,7 +162,7 @@ class _Schemas:
             arguments = " ".join([*before, last])
         else:
             arguments = _joined([*named, _Member(last, False)] if others else named)
-        return f'{_quoted(name + "(")} {arguments} ")"'
+        return _Call(name + "(", f'{arguments} ")"')
 
     def value(self, schema: object) -> str:
         """Returns what a value of `schema` looks like: a word of the grammar, or the name of a rule."""
