@@ -26,6 +26,9 @@ from puna.errors import ConfigError, DeviceError, PromptError, PunaError
 
 if TYPE_CHECKING:
     from puna.chat import Answer, Assistant, Options, Response
+    from puna.eval.ask import Model as EvalModel
+    from puna.eval.run import Settings
+    from puna.eval.suite import Suite
     from puna.parallel import Layout
     from puna.prompt.message import Message
     from puna.quant.drift import Drift
@@ -224,12 +227,40 @@ def _add_guard(commands: Any) -> None:
 
 def _add_eval(commands: Any) -> None:
     parser = _command(commands, "eval", _eval, "measure what a model can do")
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
-    parser.add_argument("--task", required=True, choices=("held_out",), help="held_out: what cria's training held out")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="folder of the task's data, such as corpus/cria"
+        "model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria); with --url its name there"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="items of each set and language (default: all)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--task", metavar="NAME[,..]", help="tasks, such as mmlu,mgsm; held_out: what cria's training held out"
+    )
+    what.add_argument("--suite", metavar="NAME", help="card, base, chat: the card's rows; or a file that names tasks")
+    what.add_argument("--compare", nargs=2, type=Path, metavar="RUN", help="two runs' folders: is the second better?")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of data; may be repeated (default: hub)",
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="items of each task, in turn from its groups (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run, which goes on there (default: runs/eval/..)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of answers that are drawn (default 0)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="items answered at a time (default 64)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, where the task's is longer")
+    parser.add_argument(
+        "--url", metavar="URL", help="ask a server in the shape of OpenAI's API, such as http://host:8000/v1"
+    )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="the key for --url, in its first line")
+    parser.add_argument(
+        "--responses", type=Path, metavar="FILE", help="score recorded answers: lines of id and response"
+    )
+    parser.add_argument("--reference", metavar="MODEL", help="what tasks that compare with another model compare with")
     _add_machine(parser)
 
 
@@ -517,17 +548,105 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    for name in ("limit", "batch", "max_new_tokens"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
+    if arguments.compare:
+        from puna.eval import compare
+
+        found = compare.compare(*arguments.compare)
+        _print({each.task: each.to_json() for each in found}, arguments, compare.table(found))
+    elif arguments.task == "held_out":
+        _eval_held_out(arguments)
+    elif arguments.responses:
+        _eval_responses(arguments)
+    else:
+        _eval_model(arguments)
+
+
+def _eval_model(arguments: argparse.Namespace) -> None:
+    """Runs tasks on a model of this process, or on a server's, and prints the tables."""
+    from puna.eval import record, report, suite
+
+    wanted, settings = _suite(arguments)
+    model, model_hash = _eval_server(arguments) if arguments.url else _eval_local(arguments)
+    folder_path = arguments.out or suite.default_folder(model)
+    folder = record.Folder(folder_path, {"name": model.name, **model.identity})
+    circumstances = suite.circumstances(model, model_hash, settings)
+    try:
+        outcomes = suite.run_suite(wanted, model, arguments.data, folder, circumstances, _say)
+    finally:
+        folder.close()
+    _say(f"records, tables and items are in {folder_path}")
+    text = report.markdown([each.evaluation for each in outcomes])
+    _print({each.evaluation.task: each.to_json() for each in outcomes}, arguments, text)
+
+
+def _eval_responses(arguments: argparse.Namespace) -> None:
+    from puna.eval import report, suite
+
+    wanted, settings = _suite(arguments)
+    circumstances = suite.recorded(arguments.model or arguments.responses.stem, settings)
+    outcomes = suite.score_file(wanted.tasks, arguments.responses, arguments.data, settings, circumstances)
+    text = report.markdown([each.evaluation for each in outcomes])
+    _print({each.evaluation.task: each.to_json() for each in outcomes}, arguments, text)
+
+
+def _suite(arguments: argparse.Namespace) -> "tuple[Suite, Settings]":
+    from puna.eval import suite
+    from puna.eval.run import Settings
+
+    settings = Settings(limit=arguments.limit, seed=arguments.seed, max_new_tokens=arguments.max_new_tokens)
+    if arguments.suite:
+        wanted = suite.read_suite(arguments.suite, settings)
+    else:
+        wanted = suite.Suite(tasks=suite.tasks_named(arguments.task), settings=settings, is_named=True)
+    return wanted, wanted.settings
+
+
+def _eval_local(arguments: argparse.Namespace) -> "tuple[EvalModel, str]":
+    from puna.chat import load
+    from puna.eval.local import LocalModel
+    from puna.eval.result import files_hash
+    from puna.weights import hub
+
+    name = _model_name(arguments.model)
+    model_hash = files_hash(hub.resolve(name))
+    assistant = _assistant(arguments.model, arguments)
+    identity = {"files": model_hash, "numbers": _numbers(arguments)}
+    reference = None if arguments.reference is None else load(arguments.reference, device=arguments.device)
+    if reference is not None:
+        identity["reference"] = files_hash(hub.resolve(arguments.reference))
+    model = LocalModel(assistant, name=Path(name).name, identity=identity, batch=arguments.batch, reference=reference)
+    return model, model_hash
+
+
+def _numbers(arguments: argparse.Namespace) -> str:
+    """Says in which numbers a model runs, as far as this was asked for."""
+    return ", ".join(filter(None, (arguments.dtype or os.environ.get("PUNA_DTYPE"), arguments.quantize))) or "as stored"
+
+
+def _eval_server(arguments: argparse.Namespace) -> "tuple[EvalModel, str]":
+    from puna.eval.remote import RemoteModel
+
+    if arguments.reference:
+        raise ConfigError("--reference compares logits, which no server gives: load both models, without --url")
+    keys = _api_keys(arguments.api_key_file)
+    key = keys[0] if keys else None
+    return RemoteModel(arguments.url, model=arguments.model, key=key, batch=arguments.batch), ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _eval_held_out(arguments: argparse.Namespace) -> None:
     from puna.eval import held_out
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ConfigError(f"--limit is {arguments.limit}: give 1 or more, or leave it out for all items")
+    if len(arguments.data) != 1:
+        raise ConfigError("--data: held_out needs one folder, such as corpus/cria")
     assistant = _assistant(arguments.model, arguments)
-    record = held_out.measure(
-        assistant,
-        arguments.data / "held_out.jsonl",
-        limit=arguments.limit,
-        progress=_say_progress,
-    )
+    record = held_out.measure(assistant, arguments.data[0] / "held_out.jsonl", limit=arguments.limit, progress=_say)
     rows = ["set              language      n   exact  without picture"]
     for name, languages in record.exactness.items():
         rows += [

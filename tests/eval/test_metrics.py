@@ -6,9 +6,11 @@ import statistics
 import pytest
 
 from puna.eval.metrics import (
+    Estimate,
     anls,
     average,
     chrf,
+    interval,
     levenshtein,
     minerva_form,
     relaxed_match,
@@ -47,9 +49,30 @@ def test_clusters_across_groups_raise_the_error() -> None:
 
 def test_error_is_unknown_for_one_item_and_no_items_have_no_average() -> None:
     assert average([1.0]).stderr is None
-    assert average([1.0, 0.0, 1.0], ["a", "a", "b"]).stderr is None
+    assert average([1.0, 0.0], clusters=["a", "a"]).stderr is None
     with pytest.raises(ValueError, match="no values"):
         average([])
+
+
+def test_groups_of_one_item_vary_around_the_mean_of_all() -> None:
+    values = [1.0, 0.0, 1.0, 1.0]
+    assert average(values, ["a", "b", "c", "d"]).stderr == pytest.approx(average(values).stderr)
+    with_pair = average([1.0, 0.0, 1.0], ["a", "a", "b"])
+    assert with_pair.value == 0.75 and with_pair.stderr and with_pair.stderr > average([1.0, 0.0]).stderr / 2  # type: ignore[operator]
+
+
+def test_interval_of_independent_items_is_wilsons() -> None:
+    low, high = interval(average([1.0] * 8 + [0.0] * 2))
+    # by hand, with p (1-p) / stderr^2 = n - 1 items, as s / sqrt(n) divides by n - 1
+    assert (low, high) == pytest.approx((0.4738, 0.9467), abs=1e-3)
+    assert interval(Estimate(value=0.0, stderr=0.0, n=20)) == pytest.approx((0.0, 0.1611), abs=1e-3)
+    assert interval(Estimate(value=1.0, stderr=None, n=1)) == pytest.approx((0.2065, 1.0), abs=1e-3)
+
+
+def test_interval_is_wider_where_items_share_a_source() -> None:
+    values = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    apart, together = interval(average(values)), interval(average(values, clusters=[0, 0, 1, 1, 2, 2, 3, 3]))
+    assert together[0] < apart[0] < 0.5 < apart[1] < together[1]
 
 
 @pytest.mark.parametrize(

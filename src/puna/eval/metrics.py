@@ -25,10 +25,13 @@ ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
 """Relative error of a number that counts as right. Source: Masry et al. 2022 (ChartQA), section 5.1."""
 
+Z_95 = 1.959964
+"""How many standard errors to either side 95 % of a normal distribution lie."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean of `n` values from 0 to 1. `stderr` is None where the data cannot tell, such as for one item."""
+    """A mean of `n` values. `stderr` is None where the data cannot tell, such as for one item."""
 
     value: float
     stderr: float | None
@@ -40,8 +43,9 @@ def average(
 ) -> Estimate:
     """Returns the mean of the groups' means ("macro average"); without `groups` there is one, so the plain mean.
 
-    `clusters` names items that share a source, such as a passage or a picture, and so are not independent. A group
-    within which nothing varies for want of a second cluster leaves the standard error unknown. Raises ValueError when
+    `clusters` names items that share a source, such as a passage or a picture, and so are not independent. A group of
+    a single cluster says nothing of how its items vary: its distance is taken from the mean of all, which makes the
+    error larger rather than smaller. Where there is a single cluster in all, it is unknown. Raises ValueError when
     there are no values. Source: Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640), section 2.2, with
     the correction for few clusters, so that without clusters it is the textbook s / sqrt(n).
     """
@@ -53,16 +57,32 @@ def average(
     for i, key in enumerate(keys):
         members[key].append(i)
     means = {key: sum(values[i] for i in rows) / len(rows) for key, rows in members.items()}
-    n_clusters = {key: len({owners[i] for i in rows}) for key, rows in members.items()}
     value = sum(means.values()) / len(means)
-    if min(n_clusters.values()) < 2:
+    n_clusters = len(set(owners))
+    if n_clusters < 2:
         return Estimate(value=value, stderr=None, n=len(values))
     sums: dict[Hashable, float] = defaultdict(float)
     for key, rows in members.items():
-        weight = math.sqrt(n_clusters[key] / (n_clusters[key] - 1)) / (len(means) * len(rows))
+        n_own = len({owners[i] for i in rows})
+        center, n = (means[key], n_own) if n_own > 1 else (value, n_clusters)
+        weight = math.sqrt(n / (n - 1)) / (len(means) * len(rows))
         for i in rows:
-            sums[owners[i]] += weight * (values[i] - means[key])
+            sums[owners[i]] += weight * (values[i] - center)
     return Estimate(value=value, stderr=math.sqrt(sum(each**2 for each in sums.values())), n=len(values))
+
+
+def interval(estimate: Estimate) -> tuple[float, float]:
+    """Returns the 95 % interval of a share: Wilson's, with as many items as the standard error says there are.
+
+    So it stays within 0 and 1, and no answer right of a few is no certainty. Where nothing varies, or the error is
+    unknown, the items count as independent. Source: Wilson 1927; the effective number as in Korn and Graubard 1998.
+    """
+    p, z = estimate.value, Z_95
+    spread = p * (1 - p)
+    n = spread / estimate.stderr**2 if estimate.stderr and spread > 0 else float(estimate.n)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(spread / n + z * z / (4 * n * n))
+    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
 
 def levenshtein(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -22,6 +22,10 @@ from puna.eval.metrics import Estimate, average
 Row = Mapping[str, Any]
 
 
+class NoDataError(ConfigError):
+    """A folder does not have a task's files; another may."""
+
+
 # Data --------------------------------------------------------------------------------------------------------------
 
 
@@ -74,7 +78,7 @@ def _files(source: Source, data: Path) -> list[Path]:
     for folder in (data / source.folder, data):
         if found := sorted(folder.glob(source.file)):
             return found
-    raise ConfigError(f"data: {data} has no {source.folder}/{source.file}; give the folder that holds {source.folder}")
+    raise NoDataError(f"data: {data} has no {source.folder}/{source.file}; give the folder that holds {source.folder}")
 
 
 def _from_folder(source: Source, data: Path) -> list[dict[str, Any]]:
@@ -274,11 +278,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """An item with its responses (one, or several samples) and their score."""
+    """An item with its responses (one, or several samples), their score, and what a model said beside each."""
 
     item: Item
     responses: tuple[str, ...]
     score: Score
+    details: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +300,7 @@ class Task:
                  shown as the number it is, and its items are neither right nor wrong
     best         whether a high value is good, or a low one
     temperature  of generated answers; several samples of an item need more than 0
+    has_programs judging runs programs, which several processors may do at a time
     fit          returns the task for one model, such as with items as long as that reads; not asked without a model
     is_private   its authors ask not to show the items: prompts are written into no file
     """
@@ -316,6 +322,7 @@ class Task:
     unit: str = "share"
     best: Literal["high", "low"] = "high"
     temperature: float = 0.0
+    has_programs: bool = False
     fit: "Callable[[Reader], Task] | None" = None
     is_private: bool = False
 
@@ -430,15 +437,26 @@ def score_responses(
 
     `limit` takes the first items only. Raises ConfigError for a response to an item that the task does not have.
     """
-    items = list(task.items(data))[:limit]
+    items = list(task.items(data))
+    known = {item.id for item in items[:limit]} if limit is not None else set(responses)
+    return score_items(task, items[:limit], {id_: each for id_, each in responses.items() if id_ in known})
+
+
+def score_items(task: Task, items: Sequence[Item], responses: Mapping[str, Sequence[str]]) -> Report:
+    """Returns the report of recorded responses to these items. Raises ConfigError for a response to another one."""
     strange = sorted(responses.keys() - {item.id for item in items})
-    if strange and limit is None:
+    if strange:
         raise ConfigError(f"id: {strange[0]!r} is no item of {task.name}, which has e.g. {items[0].id!r}; correct it")
     judged = [judge(task, item, responses[item.id]) for item in items if responses.get(item.id)]
     return summarize(task, judged, missing=len(items) - len(judged))
 
 
 def read_responses(task: Task, path: Path, data: Path | None) -> dict[str, list[str]]:
+    """Reads recorded responses to a task's items; see `pick_responses`."""
+    return pick_responses(task, path, list(task.items(data)))
+
+
+def pick_responses(task: Task, path: Path, items: Sequence[Item]) -> dict[str, list[str]]:
     """Reads recorded responses: lines of `{"id", "response"}`, `response` a text or a list of samples.
 
     "id" may also have the name that the benchmark gives it (`task.id_field`), and be a number. Lines of another
@@ -449,11 +467,12 @@ def read_responses(task: Task, path: Path, data: Path | None) -> dict[str, list[
     lines = [line for line in read_lines(path) if line.get("task", task.name) == task.name]
     names = ("id", task.id_field or "id")
     in_order = not any(name in line for line in lines for name in names)
-    ids = [item.id for item in task.items(data)] if in_order else []
-    if in_order and len(lines) > len(ids):
-        raise ConfigError(f"id: {path} has {len(lines)} lines without one, and {task.name} {len(ids)} items; name them")
+    if in_order and len(lines) > len(items):
+        raise ConfigError(
+            f"id: {path} has {len(lines)} lines without one, and {task.name} {len(items)} items; name them"
+        )
     for number, line in enumerate(lines):
-        id = ids[number] if in_order else next((str(line[name]) for name in names if name in line), None)
+        id = items[number].id if in_order else next((str(line[name]) for name in names if name in line), None)
         response = line.get("response")
         samples = [response] if isinstance(response, str) else response
         if id is None or not isinstance(samples, list) or not all(isinstance(each, str) for each in samples):

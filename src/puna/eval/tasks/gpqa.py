@@ -76,4 +76,5 @@ GPQA_DIAMOND = Task(
     max_new_tokens=2048,
     chance=0.25,
     id_field="Record ID",
+    is_private=True,
 )

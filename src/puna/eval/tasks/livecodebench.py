@@ -174,5 +174,6 @@ LIVECODEBENCH = Task(
     shots=0,
     max_new_tokens=4096,
     chance=0.0,
+    has_programs=True,
     id_field="question_id",
 )

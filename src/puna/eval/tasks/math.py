@@ -115,6 +115,7 @@ def maj_at(k: int) -> Task:
         max_new_tokens=512,
         chance=0.0,
         samples=k,
+        temperature=0.0 if k == 1 else 0.6,  # as Minerva's samples
         vote=majority,
         id_field="unique_id",
     )

@@ -63,5 +63,6 @@ MBPP = Task(
     shots=3,
     max_new_tokens=256,
     chance=0.0,
+    has_programs=True,
     id_field="task_id",
 )

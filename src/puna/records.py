@@ -1,0 +1,81 @@
+"""What runs write for others to read, as values: the results of evaluations.
+
+Files are the interface between those who measure and the card, which imports none of them. A record holds all that is
+needed to judge a number: where it comes from, how sure it is, and what it must not be compared with.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.errors import ConfigError
+
+RESULTS = "results.json"
+"""The file of a run that holds its evaluations, in the order in which they ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The result of one task on one model.
+
+    task            its name in puna
+    benchmark, table, shots   as in the card; table is "base", "chat", or "" for what the card does not have
+    metric, unit    "share" is from 0 to 1, anything else a plain number; best: "high" or "low"
+    score, stderr   None where nothing could be scored; low, high: the 95 % interval, clustered as the items are
+    n, unscored     items with a value, and without; n_published: of the whole set, None where nobody counts them
+    chance          what guessing reaches; at_chance: the interval does not exclude it
+    differences     why the value must not be compared with the card's, empty where it may
+    notes           what is inferred or approximate in the setting
+    published       model -> value in the card, as printed there
+    model, model_hash, settings, data, date (ISO 8601), version   what was run, how, on what, when, by which puna
+    """
+
+    task: str
+    benchmark: str
+    table: str
+    shots: int
+    metric: str
+    unit: str
+    best: str
+    score: float | None
+    stderr: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unscored: int
+    n_published: int | None
+    chance: float
+    at_chance: bool
+    differences: tuple[str, ...]
+    notes: tuple[str, ...]
+    published: Mapping[str, str]
+    model: str
+    model_hash: str
+    settings: Mapping[str, Any]
+    data: str
+    date: str
+    version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        return asdict(self)
+
+
+def write_evaluations(evaluations: Sequence[Evaluation]) -> str:
+    """Returns the text of a results file."""
+    documents = [evaluation.to_json() for evaluation in evaluations]
+    return json.dumps({"evaluations": documents}, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
+    """Returns the evaluations of a results file. Raises ConfigError where it is none."""
+    try:
+        documents = json.loads(path.read_text("utf-8"))["evaluations"]
+        listed = ("differences", "notes")
+        return tuple(Evaluation(**each | {name: tuple(each[name]) for name in listed}) for each in documents)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: does not exist; name the folder of a run of puna eval") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: is no file of results ({error!r}); run puna eval again") from error
