@@ -17,11 +17,13 @@ from puna.serve.convert import (
     refusal_of,
     tokenized,
 )
+from puna.serve.endpoint import refusal_from
 from puna.serve.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from tests.serve.conftest import CONTEXT_LEN, data_url, picture
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+SCHEMA = "response_format.json_schema.schema"
 
 
 def chat(assistant: Assistant, **fields: Any) -> Job:
@@ -63,10 +65,29 @@ def test_tools_that_must_not_be_called_are_not_shown(assistant: Assistant) -> No
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tool_choice": "required", "tools": [ADD]}, "tool_choice"),
-        ({"tools": [{"type": "function", "function": {"name": "add", "strict": True}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1.0}}, "logit_bias"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "sometimes", "tools": [ADD]}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "sub"}}, "tools": [ADD]}, "tool_choice"),
+        ({"tool_choice": "required", "tools": [ADD], "guided_regex": "a"}, "guided_regex"),
+        ({"tools": [ADD], "structured_outputs": {"choice": ["a"]}}, "structured_outputs.choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, SCHEMA),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}}, SCHEMA),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}}, SCHEMA),
+        ({"response_format": {"type": "json_object"}, "guided_json": {}}, "guided_json"),
+        ({"guided_json": {"description": "x" * 100_001}}, "guided_json"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_grammar": "start: other"}, "guided_grammar"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"cache_salt": "a"}, "cache_salt"),
+        ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs.thinking"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"continue_final_message": True}, "messages"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"store": True}, "store"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -79,9 +100,10 @@ def test_tools_that_must_not_be_called_are_not_shown(assistant: Assistant) -> No
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(assistant: Assistant, fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises((Refusal, PromptError)) as refused:
         chat(assistant, **fields)
-    assert (refused.value.status, refused.value.body.param) == (400, param)
+    refusal = refusal_from(refused.value)
+    assert (refusal.status, refusal.body.param) == (400, param), refusal
 
 
 def test_harmless_fields_are_taken_without_effect(assistant: Assistant) -> None:

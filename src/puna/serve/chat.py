@@ -6,6 +6,7 @@ Not here: what the request means (`convert`), the chunks (`stream`), HTTP (`endp
 
 from collections.abc import AsyncIterator
 
+from msgspec import UNSET
 from starlette.routing import Route
 from starlette.types import Send
 
@@ -22,14 +23,16 @@ def routes(state: State) -> list[Route]:
 
 
 async def _answer(state: State, asked: schema.ChatRequest, send: Send) -> None:
+    head = state.head("chatcmpl-", "chat.completion.chunk" if asked.stream else "chat.completion", asked.request_id)
     async with making.chat(state, asked) as made:
+        ids = made.jobs[0].prompt.ids if asked.return_token_ids else UNSET
         if asked.stream:
-            events = _events(made, Events(state.head("chatcmpl-", "chat.completion.chunk"), asked.stream_options))
+            events = _events(made, Events(head, asked.stream_options, ids))
             await send_events(state, send, events, failed=failed_event)
         else:
-            head = state.head("chatcmpl-", "chat.completion")
             choices = await made.whole()
-            await send_document(send, schema.ChatCompletion(**head, choices=choices, usage=made.usage()))
+            answer = schema.ChatCompletion(**head, choices=choices, usage=made.usage(), prompt_token_ids=ids)
+            await send_document(send, answer)
 
 
 async def _events(made: ChatMaking, events: Events) -> AsyncIterator[bytes]:

@@ -104,6 +104,7 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
                 most_calls=1 if asked.parallel_tool_calls is False else None,
                 new_call_id=lambda: new_id("call_"),
                 results=partial(screen.results, 0, sample),
+                wants_ids=bool(asked.return_token_ids),
             )
             for sample in range(job.n)
         ]
@@ -128,10 +129,11 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
                     tokenizer,
                     wants_logprobs=asked.logprobs is not None,
                     results=partial(screen.results, index, sample),
+                    prompt_ids=job.prompt.ids if asked.return_token_ids else None,
                 )
                 for sample in range(n)
             ]
-            for index in range(len(jobs))
+            for index, job in enumerate(jobs)
         ]
         first = [each for job, row in zip(jobs, growing, strict=True) for each in await _echoes(state, asked, job, row)]
         async with _making(state, jobs, screen) as (answers, pieces):

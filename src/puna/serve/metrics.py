@@ -51,6 +51,15 @@ class Metrics:
         """Counts an answer that ended."""
         self._finished.labels(self._model, reason).inc()
 
+    def totals(self) -> dict[str, int]:
+        """Returns what was counted in all: tokens read and made, and tiles."""
+        names = ("prompt_tokens", "generation_tokens", "image_tiles")
+        read = {
+            name: self._registry.get_sample_value(f"{self._prefix}{name}_total", {"model_name": self._model})
+            for name in names
+        }
+        return {name: int(value or 0) for name, value in read.items()}
+
     def text(self) -> bytes:
         """Returns everything in Prometheus' text format."""
         return generate_latest(self._registry)

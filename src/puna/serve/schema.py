@@ -5,7 +5,8 @@ of a request are honoured; those under "accepted" change nothing or only in valu
 Not here: meaning, limits (`convert`), events (`stream`).
 
 Source: OpenAI's API reference (chat completions, completions, models, errors); vLLM's protocol files for `top_k`,
-`min_p`, `repetition_penalty`, `continuous_usage_stats`, `max_model_len`, tokenize, detokenize and tokenizer_info.
+`min_p`, `repetition_penalty`, structured outputs, all fields that steer tokens by id, `continuous_usage_stats`,
+`max_model_len`, tokenize, detokenize and tokenizer_info.
 """
 
 from typing import Any
@@ -33,6 +34,16 @@ class StreamOptions(Received, kw_only=True, frozen=True):
     include_obfuscation: bool = False  # padding against eavesdroppers, refused when wanted
 
 
+class StructuredOutputs(Received, kw_only=True, frozen=True):
+    """What an answer must look like, as vLLM's clients say it. At most one is given."""
+
+    json: dict[str, Any] | str | None = None  # a JSON schema
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # in Lark notation
+    json_object: bool | None = None
+
+
 class MakingRequest(Received, kw_only=True, frozen=True):
     """What chat and plain completion share. None leaves a setting to the model's defaults."""
 
@@ -50,8 +61,26 @@ class MakingRequest(Received, kw_only=True, frozen=True):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # accepted
     logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None  # these four: older names of the same
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    allowed_token_ids: list[int] | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_routed_experts: bool | None = None
+    priority: int | None = None  # less comes earlier
+    request_id: str | None = None
+    # accepted
+    prompt_logprobs: int | None = None
+    cache_salt: str | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
@@ -66,8 +95,10 @@ class ChatRequest(MakingRequest, kw_only=True, frozen=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     # accepted
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -81,6 +112,7 @@ class CompletionRequest(MakingRequest, kw_only=True, frozen=True):
     prompt: str | list[str | int | list[int]]
     echo: bool | None = None
     logprobs: int | None = None
+    add_special_tokens: bool | None = None  # begin_of_text before a text
     # accepted
     best_of: int | None = None
     suffix: str | None = None
@@ -192,11 +224,12 @@ class ChatChoice(Sent, kw_only=True, frozen=True):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    token_ids: list[int] | UnsetType = UNSET
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
     stop_reason: str | UnsetType = UNSET  # the stop string that ended it; as vLLM has it
 
 
-class ChatCompletion(msgspec.Struct, kw_only=True, frozen=True):
+class ChatCompletion(Sent, kw_only=True, frozen=True):
     """The answer to a chat request."""
 
     id: str
@@ -205,6 +238,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True, frozen=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Delta(Sent, kw_only=True, frozen=True):
@@ -222,6 +256,7 @@ class ChatChunkChoice(Sent, kw_only=True, frozen=True):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
+    token_ids: list[int] | UnsetType = UNSET
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
     stop_reason: str | UnsetType = UNSET  # the stop string that ended it; as vLLM has it
 
@@ -245,6 +280,8 @@ class CompletionChoice(Sent, kw_only=True, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
 
 
@@ -268,6 +305,7 @@ class Chunk(Sent, kw_only=True, frozen=True):
     model: str
     choices: list[ChatChunkChoice] | list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET  # of chat, with the first chunk
 
 
 class ModelCard(msgspec.Struct, kw_only=True, frozen=True):

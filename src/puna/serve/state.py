@@ -5,6 +5,7 @@ Not here: routes, HTTP.
 """
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from puna.serve.convert import Limits, Refusal
 from puna.serve.metrics import PREFIX, Metrics
 from puna.serve.screen import MakeScreen
 from puna.serve.worker import Worker
+
+_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +61,15 @@ class State:
             message = f"model {str(name)[:200]!r} does not exist: this server has {self.settings.model!r}"
             raise Refusal(404, message, param="model", code="model_not_found")
 
-    def head(self, prefix: str, kind: str) -> dict[str, Any]:
-        """Returns what an answer of OpenAI's API begins with, under a new id."""
+    def head(self, prefix: str, kind: str, name: str | None = None) -> dict[str, Any]:
+        """Returns what an answer of OpenAI's API begins with, under a new id or the one that its client gave it.
+
+        Raises Refusal for a name that is too long or strange.
+        """
+        if name is not None and not _NAME.fullmatch(name):
+            raise Refusal(400, "request_id is no name: give up to 128 letters, digits and _ . : -", param="request_id")
         return {
-            "id": new_id(prefix),
+            "id": new_id(prefix) if name is None else prefix + name,
             "object": kind,
             "created": int(self.clock()),
             "model": self.settings.model,

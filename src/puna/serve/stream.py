@@ -97,9 +97,13 @@ def show(tokenizer: Tokenizer, token_id: int) -> Shown:
 class Events:
     """The events of one stream of chat or completions: what they have in common, and which of them tell usage."""
 
-    def __init__(self, head: dict[str, Any], options: StreamOptions | None) -> None:
+    def __init__(
+        self, head: dict[str, Any], options: StreamOptions | None, prompt_ids: list[int] | UnsetType = UNSET
+    ) -> None:
+        """`prompt_ids` are told with the first event."""
         options = StreamOptions() if options is None else options
         self._head = head
+        self._prompt_ids = prompt_ids
         self._at_end = options.include_usage
         self._always = options.include_usage and options.continuous_usage_stats
 
@@ -113,7 +117,8 @@ class Events:
         return (event(self._chunk([], usage)) if self._at_end else b"") + DONE
 
     def _chunk(self, choices: list[Any], usage: Usage | UnsetType | None) -> Chunk:
-        return Chunk(**self._head, choices=choices, usage=usage)
+        prompt_ids, self._prompt_ids = self._prompt_ids, UNSET
+        return Chunk(**self._head, choices=choices, usage=usage, prompt_token_ids=prompt_ids)
 
 
 def no_results() -> None:
@@ -135,9 +140,11 @@ class GrowingChat:
         most_calls: int | None,
         new_call_id: Callable[[], str],
         results: Callable[[], Results | None] = no_results,
+        wants_ids: bool = False,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
+        self._ids: list[int] | UnsetType = [] if wants_ids else UNSET
         self._tools = tools
         self._most_calls = most_calls
         self._new_call_id = new_call_id
@@ -155,6 +162,8 @@ class GrowingChat:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
         self._logprobs += _chat_logprobs(self._tokenizer, piece)
         self._stopped = piece.stopped
+        if self._ids is not UNSET and piece.token is not None:
+            self._ids.append(piece.token)
         content, calls = self._advance(piece)
         if not content and piece.finish is None:
             return None
@@ -187,11 +196,13 @@ class GrowingChat:
 
     def _chunk(self, delta: Delta, finish: str | None) -> ChatChunkChoice:
         logprobs, self._logprobs = self._logprobs, []
+        ids, self._ids = self._ids, UNSET if self._ids is UNSET else []
         return ChatChunkChoice(
             index=self._index,
             delta=delta,
             logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
             finish_reason=finish,
+            token_ids=ids,
             content_filter_results=(self._results() or UNSET) if finish else UNSET,
             stop_reason=self._stopped or UNSET,
         )
@@ -214,6 +225,7 @@ def whole_chat(chunks: Sequence[ChatChunkChoice]) -> ChatChoice:
         ),
         logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
         finish_reason=finish,
+        token_ids=_joined([chunk.token_ids for chunk in chunks]),
         content_filter_results=chunks[-1].content_filter_results,
         stop_reason=chunks[-1].stop_reason,
     )
@@ -254,11 +266,15 @@ class GrowingCompletion:
         *,
         wants_logprobs: bool,
         results: Callable[[], Results | None] = no_results,
+        prompt_ids: Sequence[int] | None = None,
     ) -> None:
+        """`prompt_ids` are told with the first chunk, and the ids of tokens with each; None tells neither."""
         self._index = index
         self._tokenizer = tokenizer
         self._wants_logprobs = wants_logprobs
         self._results = results
+        self._ids: list[int] | UnsetType = UNSET if prompt_ids is None else []
+        self._prompt_ids = UNSET if prompt_ids is None else list(prompt_ids)
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._entries: list[tuple[int, TokenLogprobs | None, int]] = []  # id, log-probabilities, offset
@@ -276,6 +292,8 @@ class GrowingCompletion:
 
     def push(self, piece: Piece) -> CompletionChoice | None:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
+        if piece.token is not None and self._ids is not UNSET:
+            self._ids.append(piece.token)
         if piece.token is not None and self._wants_logprobs:
             stops = piece.token in self._tokenizer.stop_ids
             self._enter(piece.token, piece.logprobs, "" if stops else show(self._tokenizer, piece.token).token)
@@ -295,11 +313,15 @@ class GrowingCompletion:
             top_logprobs=[self._top(given) for _, given, _ in entries],
             text_offset=[offset for _, _, offset in entries],
         )
+        ids, self._ids = self._ids, UNSET if self._ids is UNSET else []
+        prompt_ids, self._prompt_ids = self._prompt_ids, UNSET
         return CompletionChoice(
             index=self._index,
             text=text,
             logprobs=logprobs if self._wants_logprobs else None,
             finish_reason=finish,
+            token_ids=ids,
+            prompt_token_ids=prompt_ids,
             content_filter_results=(self._results() or UNSET) if finish else UNSET,
         )
 
@@ -330,8 +352,16 @@ def whole_completion(chunks: Sequence[CompletionChoice]) -> CompletionChoice:
         text="".join(chunk.text for chunk in chunks),
         logprobs=logprobs if given else None,
         finish_reason=chunks[-1].finish_reason,
+        token_ids=_joined([chunk.token_ids for chunk in chunks]),
+        prompt_token_ids=chunks[0].prompt_token_ids,
         content_filter_results=chunks[-1].content_filter_results,
     )
+
+
+def _joined(parts: Sequence[list[int] | UnsetType]) -> list[int] | UnsetType:
+    """Returns all ids in order, nothing where they were not wanted."""
+    given = [part for part in parts if not isinstance(part, UnsetType)]
+    return [id_ for part in given for id_ in part] if given else UNSET
 
 
 def _given(value: _T | UnsetType, otherwise: _T) -> _T:

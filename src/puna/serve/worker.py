@@ -104,14 +104,15 @@ class Worker:
         self._clock = clock
         self._n_open = 0
         self.n_running = 0  # samples that the model works on, and those that wait: counted by the thread
-        self._n_waiting = 0
+        self.n_waiting = 0
+        self.load = assistant.engine.load  # what the engine held after its last step
         self._session = assistant.session()
         self._growing: dict[int, tuple[_Growing, set[int]]] = {}  # the thread's, with the samples that go on
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="puna-model", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         metrics.watch("num_requests_running", "Answers that the model works on.", lambda: self.n_running)
-        metrics.watch("num_requests_waiting", "Answers that wait for room.", lambda: self._n_waiting)
+        metrics.watch("num_requests_waiting", "Answers that wait for room.", lambda: self.n_waiting)
 
     @property
     def is_alive(self) -> bool:
@@ -223,7 +224,8 @@ class Worker:
             self._count()
 
     def _count(self) -> None:
-        self.n_running, self._n_waiting = self._session.n_running, self._session.n_waiting
+        self.n_running, self.n_waiting = self._session.n_running, self._session.n_waiting
+        self.load = self._assistant.engine.load
 
     def _obey(self, command: _Command) -> None:
         if command.result.cancelled():
