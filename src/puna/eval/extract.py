@@ -6,6 +6,7 @@ option, we return None, which is wrong.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from puna.eval.metrics import levenshtein
@@ -59,10 +60,12 @@ def until(text: str, stops: Sequence[str]) -> str:
 def stated_letter(response: str) -> str | None:
     """Returns the letter that a response states as its answer, in one of about 30 languages: Meta's grader.
 
-    Case of the words before it does not count. The first statement that is found decides, and its first place. Flaws of
-    the published code that are not kept: "(B)" is B, not "(B)"; a letter is a capital and no beginning of a word, so
-    "the best answer is a ..." states nothing; "**B**" is B; letters of other scripts stand for A to D.
+    Case of the words before it does not count, nor how Unicode puts their accents together. The first statement that is
+    found decides, and its first place. Flaws of the published code that are not kept: "(B)" is B, not "(B)"; a letter
+    is a capital and no beginning of a word, so "the best answer is a ..." states nothing; "**B**" is B; letters of
+    other scripts stand for A to D.
     """
+    response = unicodedata.normalize("NFC", response)
     letter = rf"\s*[*_]*\(?([A-J]|{'|'.join(OTHER_LETTERS)})\)?(?!\w)"
     for statement in STATEMENTS:
         if match := re.search(f"(?i:{statement}){letter}", response):
