@@ -169,6 +169,8 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
     match value:
         case Path():
             data = b"picture" + (value.read_bytes() if value.is_file() else str(value.name).encode())
+        case bytes():
+            data = b"picture" + value
         case Image.Image():
             data = b"pixels" + repr((value.mode, value.size)).encode() + value.tobytes()
         case Mapping():

@@ -122,6 +122,8 @@ def _card_rows(rows: Sequence[Row], found: dict[str, Evaluation]) -> Iterable[tu
         ours = [found[task] for task in row.tasks if task in found]
         named = [f"{each.task.rpartition('_')[2]}: {remarks(each)}" for each in ours if remarks(each)]
         said = [remarks(each) for each in ours]
+        if len(ours) < len(row.tasks):
+            said = [f"{ours[0].task} only; {said[0]}"]
         yield (
             row.category if row.category != category else "",
             row.benchmark,

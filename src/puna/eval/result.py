@@ -17,6 +17,7 @@ from puna.eval.task import Report, Task
 from puna.records import Evaluation
 
 WHOLE_BYTES = 64 * 2**20  # files up to here are hashed whole
+MAX_CLAUSE_CHARS = 90  # of a refusal within a table
 PIECE_BYTES = 4 * 2**20  # of larger ones, at beginning, middle and end
 
 
@@ -124,14 +125,21 @@ def _differences(
             yield f"{n:,} items only"
         if data != "hub" and row.from_folder:
             yield row.from_folder
+    yield from dict.fromkeys(each.item.note for each in report.judged if each.item.note)
     refused = [each for each in report.judged if not each.responses]
     if refused:
-        yield f"{len(refused)} items could not be asked ({refused[0].score.reason.removeprefix('not asked: ')})"
+        yield f"{len(refused)} items could not be asked ({_clause(refused[0].score.reason)})"
     if settings.max_new_tokens is not None and settings.max_new_tokens < task.max_new_tokens:
         yield f"answers of at most {settings.max_new_tokens} tokens instead of {task.max_new_tokens}"
     cuts = [details["cut_at"] for each in report.judged for details in each.details if "cut_at" in details]
     if cuts:
         yield f"{len(cuts)} answers cut at {min(cuts)} to {max(cuts)} tokens by the context"
+
+
+def _clause(reason: str) -> str:
+    """Returns what a refusal says, without the remedy behind it."""
+    text = reason.removeprefix("not asked: ").split("; ")[0]
+    return text if len(text) <= MAX_CLAUSE_CHARS else text[: MAX_CLAUSE_CHARS - 1] + "…"
 
 
 def _published(task: Task, row: Row | None) -> dict[str, str]:

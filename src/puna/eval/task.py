@@ -61,7 +61,7 @@ def read(source: Source, data: Path | None) -> list[dict[str, Any]]:
     """Returns the rows of a source: from below `data`, or from the hub when that is None.
 
     `data` holds the benchmark's folder, or is that folder. Relative paths of pictures become paths, which are looked
-    for when a prompt is made: scoring responses needs no picture. Pictures of the hub stay PIL images.
+    for when a prompt is made: scoring responses needs no picture. Pictures of the hub are files as bytes.
     Raises ConfigError for missing or broken files, DeviceError without the package `datasets`.
     """
     return _from_hub(source) if data is None else _from_folder(source, data)
@@ -131,12 +131,28 @@ def _from_hub(source: Source) -> list[dict[str, Any]]:
 
 
 def _hub_rows(hub: Hub, name: str, revision: str | None) -> list[dict[str, Any]]:
-    load = importlib.import_module("datasets").load_dataset
+    datasets = importlib.import_module("datasets")
     rows: list[dict[str, Any]] = []
     for config in hub.configs:
-        loaded = load(name, config, split=hub.split, revision=revision)
-        rows += [dict(row) | ({"config": config} if config else {}) for row in loaded]
+        loaded = datasets.load_dataset(name, config, split=hub.split, revision=revision)
+        pictures = [field for field, kind in getattr(loaded, "features", {}).items() if _is_picture(kind)]
+        for field in pictures:  # kept as they are stored: thousands of decoded pages fill any memory
+            loaded = loaded.cast_column(field, datasets.Image(decode=False))
+        for row in loaded:
+            files = {field: _picture_bytes(row[field]) for field in pictures}
+            rows.append(dict(row) | files | ({"config": config} if config else {}))
     return rows
+
+
+def _is_picture(kind: Any) -> bool:
+    return type(kind).__name__ == "Image"
+
+
+def _picture_bytes(stored: Mapping[str, Any] | None) -> bytes | None:
+    """Returns the file that a data set holds for a picture, or names."""
+    if stored is None:
+        return None
+    return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 
 
 def _hub_files(hub: Hub, name: str, revision: str | None) -> list[dict[str, Any]]:
@@ -152,7 +168,8 @@ def _hub_files(hub: Hub, name: str, revision: str | None) -> list[dict[str, Any]
 class Item:
     """One question. `row` has the published fields, `shots` the rows that are shown solved before it.
 
-    `group` is the part whose result is reported on its own; `cluster` is what dependent items share ("" for none).
+    `group` is the part whose result is reported on its own; `cluster` is what dependent items share ("" for none);
+    `note` says how the question differs from the published one ("" where it does not).
     """
 
     id: str
@@ -160,11 +177,12 @@ class Item:
     shots: tuple[Row, ...] = ()
     group: str = ""
     cluster: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """A prompt that a base model continues, until one of the stops, behind pictures (paths or PIL images) if any."""
+    """A prompt that a base model continues, until one of the stops, behind pictures (paths, bytes or PIL images)."""
 
     text: str
     stops: tuple[str, ...]
@@ -173,7 +191,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """Messages in OpenAI's shape; pictures are parts `{"type": "image", "image": path or PIL image}`."""
+    """Messages in OpenAI's shape; pictures are parts `{"type": "image", "image": path, bytes or PIL image}`."""
 
     messages: tuple[Mapping[str, Any], ...]
 
