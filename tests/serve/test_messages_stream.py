@@ -4,7 +4,7 @@ from typing import Any
 from msgspec import UNSET
 
 from puna.serve import stream
-from puna.serve.messages_schema import BlockDelta, BlockStart, JsonDelta, MessageDelta, TextContent, ToolUseContent
+from puna.serve.messages_schema import BlockDelta, BlockStart, MessageDelta, MoreInput, TextContent, ToolUseContent
 from puna.serve.messages_stream import GrowingMessage
 from puna.serve.schema import ChatChunkChoice, Delta, FunctionCall, ToolCall
 
@@ -46,7 +46,7 @@ def test_text_and_calls_become_blocks_in_their_order() -> None:
     ]
     assert growing.message.stop_reason == "tool_use"
     assert [event.index for event in events if isinstance(event, BlockStart)] == [0, 1, 2, 3]
-    given = [event for event in events if isinstance(event, BlockDelta) and isinstance(event.delta, JsonDelta)]
+    given = [event for event in events if isinstance(event, BlockDelta) and isinstance(event.delta, MoreInput)]
     assert [json.loads(event.delta.partial_json) for event in given] == [{"x": [1]}] * 2
     assert events[1].content_block == TextContent(text="")
 

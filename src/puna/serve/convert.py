@@ -28,6 +28,7 @@ __all__ = [
     "read_tools",
     "refusal_of",
     "tokenized",
+    "unchecked_chat_job",
 ]
 
 
@@ -61,9 +62,18 @@ def n_choices(request: ChatRequest | CompletionRequest, limits: Limits) -> int:
 
 def chat_job(assistant: Assistant, request: ChatRequest, limits: Limits, fetch: Fetch = refuse_fetching) -> Job:
     """Returns the job of a chat request. Slow where there are pictures or grammars. Raises Refusal or PromptError."""
+    job = unchecked_chat_job(assistant, request, limits, fetch)
+    _check_context(assistant, job.prompt, _limit(request), least=1)
+    return job
+
+
+def unchecked_chat_job(
+    assistant: Assistant, request: ChatRequest, limits: Limits, fetch: Fetch = refuse_fetching
+) -> Job:
+    """Returns the same, also where the context is too small for it: to count its prompt."""
     _refuse_chat_fields(request)
     calling = calling_of(request, read_tools(request.tools, limits))
-    limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    limit = _limit(request)
     named: dict[str, Any] = {**options_of(request, limit, limits), **calling.options, **written_of(request)}
     if request.logprobs:
         named["logprobs"] = top_logprobs("top_logprobs", request.top_logprobs or 0, limits)
@@ -79,7 +89,6 @@ def chat_job(assistant: Assistant, request: ChatRequest, limits: Limits, fetch: 
     messages = read_messages(request.messages, limits, fetch)
     with called(names):
         prompt, options = assistant.prepare(messages, calling.tools, **named)
-    _check_context(assistant, prompt, limit, least=1)
     return Job(prompt, options, options.get("n", 1), "", calling.tools, tuple(messages))
 
 
@@ -185,6 +194,10 @@ def _check_ids(assistant: Assistant, prompt: Prompt, where: str) -> None:
     size, patch_id = assistant.tokenizer.vocab_size, assistant.config.patch_id
     strange = next((id_ for id_ in prompt.ids if not 0 <= id_ < size or id_ == patch_id), None)
     require(strange is None, where, f"holds {strange}: give ids of text, 0 to {size - 1}")
+
+
+def _limit(request: ChatRequest) -> int | None:
+    return request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
 
 
 def _check_context(assistant: Assistant, prompt: Prompt, limit: int | None, *, least: int) -> None:

@@ -21,7 +21,7 @@ from puna.serve.convert import Refusal
 from puna.serve.endpoint import ANTHROPIC_KINDS, Endpoint, send_document, send_events
 from puna.serve.making import ChatMaking
 from puna.serve.messages_stream import GrowingMessage
-from puna.serve.schema import ChatRequest, TokenizeRequest
+from puna.serve.schema import ChatRequest
 from puna.serve.state import State, new_id
 from puna.serve.stream import named_event
 
@@ -64,12 +64,10 @@ async def _events(made: ChatMaking, growing: GrowingMessage) -> AsyncIterator[by
 
 async def _count(state: State, asked: shapes.CountRequest, send: Send) -> None:
     request, names = chat_request(asked)
-    tools = None if request.tool_choice == "none" else request.tools
-    conversation = TokenizeRequest(messages=request.messages, tools=tools)
     with named(names):
         async with state.converting:
-            ids = await asyncio.to_thread(convert.tokenized, state.assistant, conversation, state.settings.limits)
-    await send_document(send, shapes.TokenCount(input_tokens=len(ids)))
+            job = await asyncio.to_thread(convert.unchecked_chat_job, state.assistant, request, state.settings.limits)
+    await send_document(send, shapes.TokenCount(input_tokens=len(job.prompt.ids)))
 
 
 def _failed(refusal: Refusal) -> bytes:
@@ -94,7 +92,7 @@ def chat_request(asked: shapes.CountRequest) -> tuple[ChatRequest, Mapping[str, 
         schema = {"name": "answer", "schema": asked.output_config.format.schema, "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     if asked.messages and isinstance(asked.messages[-1], shapes.AssistantTurn):
-        fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        fields["continue_final_message"] = True
     if isinstance(asked, shapes.MessagesRequest):
         fields |= {"max_tokens": asked.max_tokens, "stop": asked.stop_sequences, "stream": asked.stream}
         fields |= {name: getattr(asked, name) for name in ("temperature", "top_p", "top_k")}
@@ -163,7 +161,7 @@ def _turn(conversation: Conversation, role: str, where: str, content: Any) -> No
 
 def _part(conversation: Conversation, where: str, block: Any) -> None:
     match block:
-        case shapes.TextBlock(text=text):
+        case shapes.TextBlock(text=text) | shapes.Instruction(text=text):
             conversation.text(where, text)
         case shapes.ImageBlock(source=shapes.Base64Source(media_type=kind, data=data)):
             conversation.image(f"{where}.source", f"data:{kind};base64,{data}")

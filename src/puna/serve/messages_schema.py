@@ -30,6 +30,16 @@ class TextBlock(Received, kw_only=True, frozen=True, tag="text"):
     citations: None = None
 
 
+class Instruction(Received, kw_only=True, frozen=True):
+    """Text of a system's turn, where nothing but text may be."""
+
+    type: Literal["text"]
+    text: str
+    # accepted
+    cache_control: CacheControl | None = None
+    citations: None = None
+
+
 class Base64Source(Received, kw_only=True, frozen=True, tag="base64"):
     """A picture's file."""
 
@@ -86,7 +96,7 @@ class AssistantTurn(Received, kw_only=True, frozen=True, tag_field="role", tag="
 class SystemTurn(Received, kw_only=True, frozen=True, tag_field="role", tag="system"):
     """Instructions in the middle of a conversation."""
 
-    content: str | list[TextBlock]
+    content: str | list[Instruction]
 
 
 class ToolDefinition(Received, kw_only=True, frozen=True):
@@ -155,7 +165,7 @@ class CountRequest(Received, kw_only=True, frozen=True):
 
     model: str
     messages: list[UserTurn | AssistantTurn | SystemTurn]
-    system: str | list[TextBlock] | None = None
+    system: str | list[Instruction] | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: AutoChoice | AnyChoice | NamedChoice | NoChoice | None = None
     output_config: OutputConfig | None = None
@@ -194,7 +204,7 @@ class MessagesError(msgspec.Struct, kw_only=True, frozen=True, tag="error"):
     error: ErrorDetail
 
 
-class Usage(msgspec.Struct, kw_only=True, frozen=True):
+class MessageUsage(msgspec.Struct, kw_only=True, frozen=True):
     """Tokens. Of the prompt, `cache_read_input_tokens` were remembered; `input_tokens` are the others."""
 
     input_tokens: int
@@ -230,7 +240,7 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, tag="message"):
     content: list[TextContent | ToolUseContent]
     stop_reason: StopReason | None
     stop_sequence: str | None
-    usage: Usage
+    usage: MessageUsage
 
 
 class TokenCount(msgspec.Struct, kw_only=True, frozen=True):
@@ -259,13 +269,13 @@ class BlockStart(msgspec.Struct, kw_only=True, frozen=True, tag="content_block_s
     content_block: TextContent | ToolUseContent
 
 
-class TextDelta(msgspec.Struct, kw_only=True, frozen=True, tag="text_delta"):
+class MoreText(msgspec.Struct, kw_only=True, frozen=True, tag="text_delta"):
     """More text."""
 
     text: str
 
 
-class JsonDelta(msgspec.Struct, kw_only=True, frozen=True, tag="input_json_delta"):
+class MoreInput(msgspec.Struct, kw_only=True, frozen=True, tag="input_json_delta"):
     """More of a call's input."""
 
     partial_json: str
@@ -275,7 +285,7 @@ class BlockDelta(msgspec.Struct, kw_only=True, frozen=True, tag="content_block_d
     """More of a piece of content."""
 
     index: int
-    delta: TextDelta | JsonDelta
+    delta: MoreText | MoreInput
 
 
 class BlockStop(msgspec.Struct, kw_only=True, frozen=True, tag="content_block_stop"):
@@ -295,7 +305,7 @@ class MessageDelta(msgspec.Struct, kw_only=True, frozen=True, tag="message_delta
     """The end of the answer, with all counts."""
 
     delta: Ending
-    usage: Usage
+    usage: MessageUsage
 
 
 class MessageStop(msgspec.Struct, kw_only=True, frozen=True, tag="message_stop"):

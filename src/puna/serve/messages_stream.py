@@ -72,7 +72,7 @@ class GrowingMessage:
         if self._kind != "text":
             yield from self._begin_block("text", shapes.TextContent(text=""))
         self._text += text
-        yield shapes.BlockDelta(index=self._index, delta=shapes.TextDelta(text=text))
+        yield shapes.BlockDelta(index=self._index, delta=shapes.MoreText(text=text))
 
     def _more_call(self, call: ToolCall) -> Iterator[shapes.MessageEvent]:
         if call_id := _given(call.id):
@@ -80,7 +80,7 @@ class GrowingMessage:
             yield from self._begin_block("tool_use", shapes.ToolUseContent(id=call_id, name=name, input={}))
         if arguments := _given(call.function.arguments):
             self._text += arguments
-            yield shapes.BlockDelta(index=self._index, delta=shapes.JsonDelta(partial_json=arguments))
+            yield shapes.BlockDelta(index=self._index, delta=shapes.MoreInput(partial_json=arguments))
 
     def _begin_block(
         self, kind: Literal["text", "tool_use"], block: shapes.TextContent | shapes.ToolUseContent
@@ -106,9 +106,9 @@ class GrowingMessage:
         return len(self._content) - 1
 
 
-def _usage(usage: Usage) -> shapes.Usage:
+def _usage(usage: Usage) -> shapes.MessageUsage:
     cached = usage.prompt_tokens_details.cached_tokens
-    return shapes.Usage(
+    return shapes.MessageUsage(
         input_tokens=usage.prompt_tokens - cached,
         cache_creation_input_tokens=0,
         cache_read_input_tokens=cached,
