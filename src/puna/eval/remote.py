@@ -140,7 +140,7 @@ class RemoteModel:
 
     def _logprob(self, text: str, start: int) -> tuple[float, int]:
         """Returns the log-probability of the tokens of `text` that reach beyond character `start`, and their number."""
-        assert self._echoes, "checked, or an error was raised"
+        assert self._echoes, "or an error was raised"
         answer = self._post("/completions", {"prompt": text, **ECHO})
         offsets, logprobs = _echoed(answer, text)
         ends = [*offsets[1:], len(text)]
@@ -149,15 +149,17 @@ class RemoteModel:
 
     @cached_property
     def _echoes(self) -> bool:
-        """Checks once that the server tells how probable it finds a prompt. Raises ConfigError where it does not."""
+        """True: the server tells how probable it finds a prompt. Raises ConfigError where it does not."""
         try:
-            _, logprobs = _echoed(self._post("/completions", {"prompt": "one two three", **ECHO}), "one two three")
+            _, logprobs = _echoed(self._post("/completions", {"prompt": PROBE, **ECHO}), PROBE)
+            if all(each is None for each in logprobs):
+                raise PromptError("all of them are null")
         except (PromptError, ConfigError) as error:
             raise ConfigError(
                 f"--url {self._url}: this task needs log-probabilities of prompts (completions, echo and logprobs), "
                 f"and this server gives none ({error}): take one that does, such as puna serve, or another task"
             ) from error
-        return any(value is not None for value in logprobs)
+        return True
 
     # HTTP -------------------------------------------------------------------------------------------------------------
 
@@ -205,6 +207,7 @@ class RemoteModel:
         raise DeviceError(f"--url {url}: no answer after {TRIES} tries ({problem}); the same command goes on later")
 
 
+PROBE = "one two three four five"
 ECHO = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0}
 
 
