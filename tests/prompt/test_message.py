@@ -76,7 +76,7 @@ def test_openais_shape_is_read() -> None:
             "refusal": None,
             "tool_calls": [
                 {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
-                {"function": {"name": "g", "arguments": {"b": [None]}}},
+                {"function": {"name": "g", "arguments": {"b": [None]}, "parsed_arguments": {"b": "dropped"}}},
                 {"function": {"name": "h", "arguments": ""}},
             ],
         }

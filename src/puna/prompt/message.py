@@ -78,12 +78,15 @@ class ToolCall:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], *, where: str = "tool call") -> "ToolCall":
-        """Reads `{"id", "type": "function", "function": {"name", "arguments"}}`; arguments may be JSON text."""
+        """Reads `{"id", "type": "function", "function": {"name", "arguments"}}`; arguments may be JSON text.
+
+        What OpenAI's client adds to answers that it has parsed, "parsed_arguments", is dropped.
+        """
         document = _mapping(document, where)
         _keys(document, where, {"id", "type", "index", "function"})
         _require_function(document, where)
         function = _mapping(document.get("function"), f"{where}.function")
-        _keys(function, f"{where}.function", {"name", "arguments"})
+        _keys(function, f"{where}.function", {"name", "arguments", "parsed_arguments"})
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             arguments = _json_object(arguments or "{}", f"{where}.function.arguments")
@@ -133,14 +136,15 @@ class Message:
         `content` is a string, None, or a list of `{"type": "text", "text"}`, `{"type": "image", "image"}` (a PIL image,
         path, data URL or bytes) and `{"type": "image_url", "image_url": {"url"}}` (data URL or path). With `paths`
         False nothing is read from this machine's disk, which is what a server wants. "developer" is read as system;
-        the "name" of a tool's result is dropped, since the prompt has no place for it.
+        the "name" of a tool's result is dropped, since the prompt has no place for it, and "parsed", which OpenAI's
+        client adds to answers.
 
         Raises PromptError for anything else: an unknown key that is not empty, a broken picture, a wrong type.
         """
         document = _mapping(document, where)
         role = _role(document.get("role"), f"{where}.role")
         known = {"role", "content", "tool_calls", "tool_call_id"}
-        _keys(document, where, known | {"name"} if role == "tool" else known)
+        _keys(document, where, known | {"tool": {"name"}, "assistant": {"parsed"}}.get(role, set()))
         content = _content(document.get("content"), f"{where}.content", paths)
         calls = _calls(document.get("tool_calls") or (), f"{where}.tool_calls")
         call_id = _optional_text(document.get("tool_call_id"), f"{where}.tool_call_id")
