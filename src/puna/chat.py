@@ -9,7 +9,7 @@ together, and whoever has several users steps it in one thread.
 import atexit
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -487,23 +487,8 @@ class Assistant:
         return (piece.text for piece in self.stream(prompt, **options) if piece.text)
 
     def _collect(self, prompt: Prompt, options: Options, tools: Sequence[Tool]) -> Response:
-        begin, first = self._clock(), None
-        stream = self.stream(prompt, **options)
-        samples: list[list[Piece]] = [[] for _ in range(options.get("n", 1))]
-        for piece in stream:
-            first = self._clock() if first is None else first
-            samples[piece.sample].append(piece)
-        end = self._clock()
-        answers = tuple(_answer(pieces, tools) for pieces in samples)
-        return Response(
-            answers=answers,
-            usage=Usage(
-                prompt_tokens=len(prompt.ids),
-                completion_tokens=sum(len(answer.ids) for answer in answers),
-                cached_tokens=max(pieces[0].n_cached for pieces in samples),
-            ),
-            timings=Timings(first_token_seconds=(end if first is None else first) - begin, total_seconds=end - begin),
-        )
+        begin = self._clock()
+        return gather(self.stream(prompt, **options), len(prompt.ids), options.get("n", 1), tools, begin, self._clock)
 
 
 class Session:
@@ -598,6 +583,33 @@ def _piece(event: Event, reader: Detokenizer) -> Piece:
         text += reader.finish()
     stopped = reader.stopped if finish == "stop" else None
     return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached, stopped)
+
+
+def gather(
+    pieces: Iterable[Piece],
+    prompt_len: int,
+    n: int = 1,
+    tools: Sequence[Tool] = (),
+    begin: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Response:
+    """Returns the n whole answers that `pieces` grow to, with usage, and timings from `begin` (None: from now) on."""
+    begin, first = clock() if begin is None else begin, None
+    samples: list[list[Piece]] = [[] for _ in range(n)]
+    for piece in pieces:
+        first = clock() if first is None else first
+        samples[piece.sample].append(piece)
+    end = clock()
+    answers = tuple(_answer(of_sample, tools) for of_sample in samples)
+    return Response(
+        answers=answers,
+        usage=Usage(
+            prompt_tokens=prompt_len,
+            completion_tokens=sum(len(answer.ids) for answer in answers),
+            cached_tokens=max(of_sample[0].n_cached for of_sample in samples),
+        ),
+        timings=Timings(first_token_seconds=(end if first is None else first) - begin, total_seconds=end - begin),
+    )
 
 
 def _answer(pieces: Sequence[Piece], tools: Sequence[Tool]) -> Answer:

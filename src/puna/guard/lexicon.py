@@ -140,6 +140,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_MID_WORD = re.compile("[A-Za-z\u00c0-\u024f]{2}")  # where a phrase would begin inside a word
+
 
 class Rule(NamedTuple):
     """A phrase and the code that it stands for."""
@@ -189,7 +191,8 @@ class LexiconGuard:
 def find(text: str) -> list[Span]:
     """Returns the passages that a rule names, in the order of the text, none inside another of the same code."""
     found: list[Span] = []
-    hits = ((match.span(), rule.code) for rule in RULES for match in rule.phrase.finditer(text))
+    found_anywhere = ((match.span(), rule.code) for rule in RULES for match in rule.phrase.finditer(text))
+    hits = (hit for hit in found_anywhere if not _MID_WORD.match(text[max(0, hit[0][0] - 1) : hit[0][0] + 1]))
     for (start, end), code in sorted(hits):
         excused = _EXCUSE.search(text, max(start - EXCUSED_WITHIN, 0), end + EXCUSED_WITHIN)
         if not excused and not any(span.code == code and span.end >= end for span in found):
