@@ -28,6 +28,7 @@ from puna.engine.engine import MAX_SEQUENCES, Engine, score
 from puna.engine.grammar import Grammar, Matcher, Vocabulary, json_schema, lark, regex
 from puna.engine.grammar import choice as one_of
 from puna.engine.request import Event, Finish, Request, Sampling, TokenLogprobs
+from puna.engine.routes import Routes
 from puna.engine.runner import TorchRunner
 from puna.engine.shared import Share, SharedEngine
 from puna.engine.speculate import DraftModel, Lookup, Proposer
@@ -85,6 +86,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float]  # added to the logits of these ids
     allowed_ids: Sequence[int] | None  # nothing else is chosen
     show_special: bool | None  # special tokens in the text: all by name, none, or (None) all but those that end a turn
+    wants_routes: bool  # pieces say which experts were chosen
     logprobs: int | None  # 0: of the chosen tokens; n: also of the n most probable ones
     n: int  # how many answers to the same prompt
     priority: float  # 0 is ordinary, less comes earlier and more later, within -100..100
@@ -129,6 +131,7 @@ class Piece(NamedTuple):
     finish: Ending | None
     n_cached: int = 0  # tokens of the prompt that were remembered and not read again
     stopped: str | None = None  # the stop string that ended it, if one did
+    routes: Routes | None = None  # of the position that the token was chosen at, where that is wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -582,7 +585,7 @@ def _piece(event: Event, reader: Detokenizer) -> Piece:
     if finish is not None:
         text += reader.finish()
     stopped = reader.stopped if finish == "stop" else None
-    return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached, stopped)
+    return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached, stopped, event.routes)
 
 
 def gather(
@@ -644,7 +647,7 @@ def _request(
     stop_ids = _stop_ids(options, stop_ids)
     for name in ("ignore_stop_ids", "stop_ids"):
         named.pop(name, None)
-    wanted: dict[str, Any] = {name: named.pop(name) for name in ("n", "priority") if name in named}
+    wanted: dict[str, Any] = {name: named.pop(name) for name in ("n", "priority", "wants_routes") if name in named}
     if (left := named.pop("deadline_seconds", None)) is not None:
         wanted["deadline_seconds"] = time.monotonic() + left  # the engine's clock
     rule = _rule({name: named.pop(name, None) for name in GRAMMARS})

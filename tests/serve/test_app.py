@@ -123,6 +123,30 @@ def test_log_probabilities_of_chat_are_the_engines(assistant: Assistant, client:
     assert streamed == entries
 
 
+def test_ids_and_experts_come_along_where_they_are_wanted(assistant: Assistant, running: Running) -> None:
+    wanted = {"return_token_ids": True, "return_routed_experts": True, "request_id": "mine-1"}
+    chatting = running.post("/v1/chat/completions", GREEDY | wanted | {"messages": HELLO}).document
+    completing = running.post("/v1/completions", GREEDY | wanted | {"prompt": ["experts, experts"]}).document
+    assert (chatting["id"], completing["id"]) == ("chatcmpl-mine-1", "cmpl-mine-1")
+    for document, prompt_ids in ((chatting, chatting["prompt_token_ids"]), (completing, None)):
+        choice = document["choices"][0]
+        assert prompt_ids in (None, assistant.prompt(HELLO).ids) and len(choice["token_ids"]) == 8
+        routes, text = choice["routed_experts"], assistant.config.text
+        assert (routes["layers"], routes["n_experts"]) == (sorted(text.moe_layers), text.n_experts)
+        assert [len(token) for token in routes["tokens"]] == [len(text.moe_layers)] * 8
+        read = document["usage"]["prompt_tokens"] - document["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert [sum(of_layer) for of_layer in routes["prompt_counts"]] == [read * text.n_active_experts] * len(
+            text.moe_layers
+        )
+    reply = running.post("/v1/chat/completions", GREEDY | wanted | {"messages": HELLO, "stream": True})
+    chunks = [json.loads(each[6:]) for each in reply.body.split(b"\n\n")[:-2]]
+    assert chunks[0]["prompt_token_ids"] == chatting["prompt_token_ids"]
+    ids = [id_ for chunk in chunks for id_ in chunk["choices"][0].get("token_ids", [])]
+    tokens = [t for chunk in chunks for t in chunk["choices"][0].get("routed_experts", {"tokens": []})["tokens"]]
+    assert ids == chatting["choices"][0]["token_ids"]
+    assert tokens == chatting["choices"][0]["routed_experts"]["tokens"]
+
+
 def test_completions_take_texts_and_ids_one_or_several(assistant: Assistant, client: Any) -> None:
     texts = ["Once", "upon a"]
     expected = [assistant.complete(text, temperature=0.0, max_new_tokens=8) for text in texts]

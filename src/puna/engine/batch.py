@@ -27,7 +27,8 @@ class Batch(NamedTuple):
     """Tokens that go through the model together: those of each entry, one entry after the other.
 
     ids and positions int64 [T]; features [M D] belong to the patch ids in order, None without any; wanted int64 [R] are
-    the rows of the batch whose logits are needed, ascending.
+    the rows of the batch whose logits are needed, ascending. `routes` int32 [L T k] is room on the processor for the
+    experts that each layer chooses, None where nobody asks; rows of dense layers stay as they are.
     """
 
     ids: Tensor
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     features: Tensor | None
     entries: Sequence[Entry]
     wanted: Tensor
+    routes: Tensor | None = None
 
 
 def assemble(

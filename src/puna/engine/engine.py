@@ -18,15 +18,16 @@ from puna.engine.batch import Batch, assemble
 from puna.engine.blocks import KINDS, Blocks, Counts, Layout, Spill, Table
 from puna.engine.cache import KVCache, kv_dtype, share_out, spare_bytes
 from puna.engine.pictures import Features, Pictures
-from puna.engine.ranks import bytes_together, cache_for
+from puna.engine.ranks import LeadingCache, bytes_together, cache_for
 from puna.engine.request import Event, Finish, Output, Request, check
-from puna.engine.runner import for_model
+from puna.engine.routes import RouteCounts, Routes, counted
+from puna.engine.runner import TorchRunner, for_model, tells_routes
 from puna.engine.sampler import Choice, Sampler, SamplerState
 from puna.engine.scheduler import Scheduler, Turn
 from puna.engine.sequence import Sequence as Text
 from puna.engine.sequence import due_seconds
 from puna.engine.speculate import Drafting, Proposer, Speculator
-from puna.errors import CapacityError
+from puna.errors import CapacityError, PromptError
 from puna.model.transformer import Llama
 
 MAX_STEP_TOKENS = 2048
@@ -90,6 +91,10 @@ class Engine:
         self._blocks = Blocks(self.cache.layout, self.cache.counts, self.cache, spill)
         self._scheduler = Scheduler(self._blocks, max_step_tokens=max_step_tokens, max_sequences=max_sequences)
         self._runner = for_model(model, self.cache)
+        self._telling = self._runner if tells_routes(self._runner) else TorchRunner(model, self.cache)
+        text = model.config.text
+        self.route_counts = RouteCounts(len(text.moe_layers), text.n_experts if text.moe_layers else 0)
+        self.counts_routes = False  # set it to have every step counted, where the runner tells without being slower
         self._features = Features(model)
         self._clock = clock
         self._n_added = 0
@@ -138,6 +143,8 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queues a request and returns its id. Raises PromptError or CapacityError when this model cannot run it."""
         max_new_tokens = self._max_new_tokens(request)
+        if request.wants_routes and isinstance(self.cache, LeadingCache):
+            raise PromptError("wants_routes is True: several ranks do not tell each other their routes; leave it out")
         if request.n > self.max_sequences:
             raise CapacityError(
                 f"n is {request.n}: this engine decodes {self.max_sequences} samples at once; ask for fewer"
@@ -181,11 +188,14 @@ class Engine:
             return expired
         try:
             turns = self._with_drafts(turns)
-            choices = self._chosen(turns, self._runner.run(self._batch(turns)))
+            batch = self._batch(turns)
+            runner = self._runner if batch.routes is None else self._telling
+            choices = self._chosen(turns, runner.run(batch))
         except BaseException:
             self._drop(turns)
             raise
-        return expired + self._settle(turns, choices)
+        routes = self._routed(turns, batch.routes)
+        return expired + self._settle(turns, choices, routes)
 
     def run(self, requests: Iterable[Request]) -> list[list[Output]]:
         """Runs requests to their ends, beside whatever else is queued. Returns the n outputs of each request, in order.
@@ -252,7 +262,36 @@ class Engine:
                 wanted += range(end - len(turn.drafts) - 1, end)
             if sequence.pictures is not None:
                 stretches.append((sequence.pictures, table.length, table.length + turn.n_new))
-        return assemble(pieces, self._features.gather(stretches), wanted, self.model.embedding.weight.device)
+        batch = assemble(pieces, self._features.gather(stretches), wanted, self.model.embedding.weight.device)
+        text = self.model.config.text
+        counts = self.counts_routes and tells_routes(self._runner)
+        if text.moe_layers and (counts or any(turn.sequence.request.wants_routes for turn in turns)):
+            room = torch.empty(text.n_layers, end, text.n_active_experts, dtype=torch.int32)
+            batch = batch._replace(routes=room)
+        return batch
+
+    def _routed(self, turns: Sequence[Turn], routes: Tensor | None) -> list[list[Routes | None]]:
+        """Counts where this step's tokens went. Returns that of each row behind a turn, None where nobody asks."""
+        if routes is None:
+            return [[None] * (1 + len(turn.drafts)) for turn in turns]
+        n_experts = self.model.config.text.n_experts
+        routes = routes[sorted(self.model.config.text.moe_layers)]  # M T k
+        self.route_counts.add(routes)
+        lens = [turn.n_new + len(turn.drafts) for turn in turns]
+        of_turns: list[list[Routes | None]] = []
+        for (sequence, n_new, drafts), own in zip(turns, torch.split(routes, lens, dim=1), strict=True):
+            if not sequence.request.wants_routes:
+                of_turns.append([None] * (1 + len(drafts)))
+                continue
+            if sequence.n_new_tokens == 0:
+                before = 0 if sequence.read_routes is None else sequence.read_routes
+                sequence.read_routes = before + counted(own, n_experts)
+            read = sequence.read_routes if sequence.n_new_tokens == 0 else None
+            rows: list[list[list[int]]] = own[:, n_new - 1 :].transpose(0, 1).tolist()  # 1+drafts M k
+            of_turns.append(
+                [Routes(row, read.tolist() if read is not None and i == 0 else None) for i, row in enumerate(rows)]
+            )
+        return of_turns
 
     def _with_drafts(self, turns: list[Turn]) -> list[Turn]:
         """Returns the turns with guesses of what follows, for the sequences that are decoding."""
@@ -275,7 +314,12 @@ class Engine:
         choices = iter(self._sampler.verify(logits, [sampler for sampler, _ in ready], drafts))
         return [[next(choices) for _ in range(n)] for n in n_samples]
 
-    def _settle(self, turns: Sequence[Turn], choices: Sequence[Sequence[Sequence[Choice]]]) -> list[Event]:
+    def _settle(
+        self,
+        turns: Sequence[Turn],
+        choices: Sequence[Sequence[Sequence[Choice]]],
+        routes: Sequence[Sequence[Routes | None]],
+    ) -> list[Event]:
         """Counts what was read, parts samples, appends the chosen tokens and reports them."""
         block_len = self._blocks.layout.block_len
         for (sequence, n_new, drafts), of_turn in zip(turns, choices, strict=True):
@@ -288,10 +332,10 @@ class Engine:
             self._blocks.advance(sequence.table, n_new, keys)
         return [
             event
-            for turn, of_turn in zip(turns, choices, strict=True)
+            for turn, of_turn, went in zip(turns, choices, routes, strict=True)
             if of_turn
             for sequence, chosen in zip(self._parted(turn.sequence), of_turn, strict=True)
-            for event in self._continue(sequence, chosen)
+            for event in self._continue(sequence, chosen, went)
         ]
 
     def _learn(self, sequence: Text, n_drafted: int, n_accepted: int) -> None:
@@ -312,7 +356,7 @@ class Engine:
             twins.append(twin)
         return [sequence, *twins]
 
-    def _continue(self, sequence: Text, chosen: Sequence[Choice]) -> list[Event]:
+    def _continue(self, sequence: Text, chosen: Sequence[Choice], routes: Sequence[Routes | None]) -> list[Event]:
         """Appends the last chosen token to its sequence, ends the sequence where that is due, and reports all tokens.
 
         A sequence whose grammar allows no token at all is aborted.
@@ -338,6 +382,7 @@ class Engine:
                 None if choice is None else choice.logprobs,
                 finish if i == len(reported) - 1 else None,
                 sequence.n_cached or 0,
+                routes[i],
             )
             for i, choice in enumerate(reported)
         ]

@@ -96,7 +96,7 @@ class NativeRunner:
                 entries=entries,
                 wanted=batch.wanted.data_ptr(),
                 logits=logits.data_ptr(),
-                routes=None,
+                routes=None if batch.routes is None else batch.routes.data_ptr(),
                 n_tokens=len(batch.ids),
                 n_entries=len(tables),
                 n_wanted=len(batch.wanted),

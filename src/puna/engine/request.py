@@ -13,6 +13,7 @@ from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.engine.grammar import Matcher
+from puna.engine.routes import Routes
 from puna.errors import PromptError
 
 Finish = Literal["stop", "length", "abort"]
@@ -100,6 +101,7 @@ class Request:
     tiles              [I 3 S S], for the patch ids in order, or None
     n                  how many samples
     grammar            what the text must look like, a matcher at its beginning; None leaves it free
+    wants_routes       its events say which experts were chosen
     priority           0 is ordinary, less comes earlier and more later; what waits long enough comes in any case
     deadline_seconds   on the engine's clock: the earlier, the earlier it comes; once passed, it ends; None has none
 
@@ -111,6 +113,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     grammar: Matcher | None = None
+    wants_routes: bool = False
     priority: float = 0
     deadline_seconds: float | None = None
 
@@ -132,7 +135,8 @@ class TokenLogprobs(NamedTuple):
 class Event(NamedTuple):
     """One token of one sample, or its end. `token` is None only when the sample was aborted.
 
-    `n_cached` counts the ids of the prompt that were not read again, since their prefix was remembered.
+    `n_cached` counts the ids of the prompt that were not read again, since their prefix was remembered. `routes` say
+    where the position went that the token was chosen at, for requests that want it.
     """
 
     request_id: int
@@ -141,6 +145,7 @@ class Event(NamedTuple):
     logprobs: TokenLogprobs | None
     finish: Finish | None
     n_cached: int = 0
+    routes: Routes | None = None
 
 
 class Output(NamedTuple):

@@ -35,7 +35,15 @@ class TorchRunner:
         """Returns float32 logits [R V] of `batch.wanted`, and stores the keys and values of all its tokens."""
         store = PagedStore(self._cache, batch.entries)
         hidden = self._model.hidden(batch.ids, batch.positions, store, batch.features)
+        if batch.routes is not None:
+            for layer, route in zip(sorted(self._model.config.text.moe_layers), hidden.routes, strict=True):
+                batch.routes[layer] = route.experts
         return self._model.logits(hidden.states[batch.wanted])  # R V
+
+
+def tells_routes(runner: Runner) -> bool:
+    """Returns whether a runner fills in `Batch.routes`."""
+    return isinstance(runner, TorchRunner | native.NativeRunner)
 
 
 def for_model(model: Llama, cache: KVCache) -> Runner:

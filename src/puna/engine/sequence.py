@@ -6,6 +6,8 @@ Not here: who runs when (`scheduler`), which blocks are whose (`blocks`): a sequ
 from collections import abc
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from puna.engine.blocks import Table, chain
 from puna.engine.pictures import Pictures
 from puna.engine.request import Request
@@ -33,6 +35,7 @@ class Sequence:
     pictures: Pictures | None
     table: Table = field(default_factory=Table)
     n_cached: int | None = None  # None until it has begun
+    read_routes: Tensor | None = None  # int64 [M E], of the prompt, while its routes are wanted
     _keys: list[bytes] = field(default_factory=list)
 
     @property

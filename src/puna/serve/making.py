@@ -105,6 +105,7 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
                 new_call_id=lambda: new_id("call_"),
                 results=partial(screen.results, 0, sample),
                 wants_ids=bool(asked.return_token_ids),
+                routing=_routing(state),
             )
             for sample in range(job.n)
         ]
@@ -130,6 +131,7 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
                     wants_logprobs=asked.logprobs is not None,
                     results=partial(screen.results, index, sample),
                     prompt_ids=job.prompt.ids if asked.return_token_ids else None,
+                    routing=_routing(state),
                 )
                 for sample in range(n)
             ]
@@ -171,6 +173,11 @@ async def _closing(pieces: AsyncIterator[Pieces]) -> AsyncIterator[AsyncIterator
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
+
+
+def _routing(state: State) -> stream.Routing:
+    text = state.assistant.config.text
+    return stream.Routing(sorted(text.moe_layers), text.n_experts if text.moe_layers else 0)
 
 
 def _screen(state: State, conversations: Conversations) -> Screen:

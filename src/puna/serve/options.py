@@ -66,6 +66,8 @@ def options_of(request: MakingRequest, limit: int | None, limits: Limits) -> Opt
         require(limit >= 1, "max_tokens", f"is {limit}: give 1 or more")
         named["max_new_tokens"] = limit
     named |= {"stop": _stops(request, limits), "n": 1 if request.n is None else request.n}
+    if request.return_routed_experts:
+        named["wants_routes"] = True
     if request.include_stop_str_in_output:
         named["include_stop"] = True
     options: Options = Options(**named, **_by_id(request, limits))  # type: ignore[typeddict-item]

@@ -217,6 +217,18 @@ class ChatMessage(Sent, kw_only=True, frozen=True):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
+class RoutedExperts(Sent, kw_only=True, frozen=True):
+    """Which experts made each token, for each layer that has experts, best first.
+
+    `prompt_counts` says how many tokens of the prompt each expert took; remembered tokens are not read, so not counted.
+    """
+
+    layers: list[int]
+    n_experts: int
+    tokens: list[list[list[int]]]
+    prompt_counts: list[list[int]] | UnsetType = UNSET
+
+
 class ChatChoice(Sent, kw_only=True, frozen=True):
     """One of n answers."""
 
@@ -225,6 +237,7 @@ class ChatChoice(Sent, kw_only=True, frozen=True):
     logprobs: ChatLogprobs | None
     finish_reason: str
     token_ids: list[int] | UnsetType = UNSET
+    routed_experts: RoutedExperts | UnsetType = UNSET
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
     stop_reason: str | UnsetType = UNSET  # the stop string that ended it; as vLLM has it
 
@@ -257,6 +270,7 @@ class ChatChunkChoice(Sent, kw_only=True, frozen=True):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     token_ids: list[int] | UnsetType = UNSET
+    routed_experts: RoutedExperts | UnsetType = UNSET
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
     stop_reason: str | UnsetType = UNSET  # the stop string that ended it; as vLLM has it
 
@@ -282,6 +296,7 @@ class CompletionChoice(Sent, kw_only=True, frozen=True):
     finish_reason: str | None
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    routed_experts: RoutedExperts | UnsetType = UNSET
     content_filter_results: dict[str, Any] | UnsetType = UNSET  # what protections found, with the finish
 
 

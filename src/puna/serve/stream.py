@@ -34,6 +34,7 @@ from puna.serve.schema import (
     Delta,
     FunctionCall,
     PromptTokensDetails,
+    RoutedExperts,
     StreamOptions,
     TokenLogprob,
     ToolCall,
@@ -125,6 +126,38 @@ def no_results() -> None:
     """Returns that nobody looked."""
 
 
+class Routing:
+    """Collects where the tokens of a choice went, where pieces say it, for its next chunk."""
+
+    def __init__(self, layers: Sequence[int], n_experts: int) -> None:
+        self._layers = list(layers)
+        self._n_experts = n_experts
+        self._tokens: list[list[list[int]]] = []
+        self._read: list[list[int]] | UnsetType = UNSET
+
+    def push(self, piece: Piece) -> None:
+        """Notes one token's experts."""
+        if piece.routes is not None:
+            self._tokens.append(piece.routes.made)
+            self._read = self._read if piece.routes.read is None else piece.routes.read
+
+    def take(self) -> RoutedExperts | UnsetType:
+        """Returns what was noted since the last call, if anything."""
+        tokens, read = self._tokens, self._read
+        self._tokens, self._read = [], UNSET
+        if not tokens:
+            return UNSET
+        return RoutedExperts(layers=self._layers, n_experts=self._n_experts, tokens=tokens, prompt_counts=read)
+
+
+def joined_routes(parts: Sequence[RoutedExperts | UnsetType]) -> RoutedExperts | UnsetType:
+    """Returns the experts of all tokens in order, nothing where they were not wanted."""
+    given = [part for part in parts if not isinstance(part, UnsetType)]
+    if not given:
+        return UNSET
+    return msgspec.structs.replace(given[0], tokens=[token for part in given for token in part.tokens])
+
+
 # Chat -------------------------------------------------------------------------------------------------------------
 
 
@@ -141,8 +174,10 @@ class GrowingChat:
         new_call_id: Callable[[], str],
         results: Callable[[], Results | None] = no_results,
         wants_ids: bool = False,
+        routing: "Routing | None" = None,
     ) -> None:
         self._index = index
+        self._routing = Routing((), 0) if routing is None else routing
         self._tokenizer = tokenizer
         self._ids: list[int] | UnsetType = [] if wants_ids else UNSET
         self._tools = tools
@@ -162,6 +197,7 @@ class GrowingChat:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
         self._logprobs += _chat_logprobs(self._tokenizer, piece)
         self._stopped = piece.stopped
+        self._routing.push(piece)
         if self._ids is not UNSET and piece.token is not None:
             self._ids.append(piece.token)
         content, calls = self._advance(piece)
@@ -203,6 +239,7 @@ class GrowingChat:
             logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
             finish_reason=finish,
             token_ids=ids,
+            routed_experts=self._routing.take(),
             content_filter_results=(self._results() or UNSET) if finish else UNSET,
             stop_reason=self._stopped or UNSET,
         )
@@ -226,6 +263,7 @@ def whole_chat(chunks: Sequence[ChatChunkChoice]) -> ChatChoice:
         logprobs=ChatLogprobs(content=logprobs) if logprobs else None,
         finish_reason=finish,
         token_ids=_joined([chunk.token_ids for chunk in chunks]),
+        routed_experts=joined_routes([chunk.routed_experts for chunk in chunks]),
         content_filter_results=chunks[-1].content_filter_results,
         stop_reason=chunks[-1].stop_reason,
     )
@@ -267,6 +305,7 @@ class GrowingCompletion:
         wants_logprobs: bool,
         results: Callable[[], Results | None] = no_results,
         prompt_ids: Sequence[int] | None = None,
+        routing: "Routing | None" = None,
     ) -> None:
         """`prompt_ids` are told with the first chunk, and the ids of tokens with each; None tells neither."""
         self._index = index
@@ -275,6 +314,7 @@ class GrowingCompletion:
         self._results = results
         self._ids: list[int] | UnsetType = UNSET if prompt_ids is None else []
         self._prompt_ids = UNSET if prompt_ids is None else list(prompt_ids)
+        self._routing = Routing((), 0) if routing is None else routing
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._entries: list[tuple[int, TokenLogprobs | None, int]] = []  # id, log-probabilities, offset
@@ -292,6 +332,7 @@ class GrowingCompletion:
 
     def push(self, piece: Piece) -> CompletionChoice | None:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
+        self._routing.push(piece)
         if piece.token is not None and self._ids is not UNSET:
             self._ids.append(piece.token)
         if piece.token is not None and self._wants_logprobs:
@@ -322,6 +363,7 @@ class GrowingCompletion:
             finish_reason=finish,
             token_ids=ids,
             prompt_token_ids=prompt_ids,
+            routed_experts=self._routing.take(),
             content_filter_results=(self._results() or UNSET) if finish else UNSET,
         )
 
@@ -354,6 +396,7 @@ def whole_completion(chunks: Sequence[CompletionChoice]) -> CompletionChoice:
         finish_reason=chunks[-1].finish_reason,
         token_ids=_joined([chunk.token_ids for chunk in chunks]),
         prompt_token_ids=chunks[0].prompt_token_ids,
+        routed_experts=joined_routes([chunk.routed_experts for chunk in chunks]),
         content_filter_results=chunks[-1].content_filter_results,
     )
 

@@ -106,6 +106,7 @@ class Worker:
         self.n_running = 0  # samples that the model works on, and those that wait: counted by the thread
         self.n_waiting = 0
         self.load = assistant.engine.load  # what the engine held after its last step
+        assistant.engine.counts_routes = True
         self._session = assistant.session()
         self._growing: dict[int, tuple[_Growing, set[int]]] = {}  # the thread's, with the samples that go on
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
@@ -175,6 +176,10 @@ class Worker:
         self._metrics.prompt_tokens.inc(len(prompt.ids))
         self._metrics.prompt_lens.observe(len(prompt.ids))
         self._metrics.image_tiles.inc(0 if prompt.tiles is None else len(prompt.tiles))
+
+    def expert_counts(self) -> list[list[int]]:
+        """Returns how many tokens each expert of each layer with experts took, where the model's runner tells."""
+        return self._assistant.engine.route_counts.totals()
 
     async def prompt_logprobs(self, prompt: Prompt, n: int) -> list[TokenLogprobs]:
         """Returns `Assistant.prompt_logprobs`, computed by the model's thread between two steps."""
