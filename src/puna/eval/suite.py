@@ -14,6 +14,7 @@ some, or says what is missing. A task that was asked for by name must have its d
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from puna.eval.run import Progress, Settings, fitted, items_of, run_items, sprea
 from puna.eval.task import Item, Report, Task, pick_responses, score_items
 from puna.eval.tasks import BASE, CHAT, TASKS
 from puna.eval.tasks.docvqa import submission
+from puna.eval.tasks.math import maj_at
 from puna.eval.viewer import viewer
 from puna.records import RESULTS, Evaluation, write_evaluations
 
@@ -82,7 +84,10 @@ def default_folder(model: Model) -> Path:
 
 
 def tasks_named(names: str) -> tuple[Task, ...]:
-    """Returns tasks from their names with commas between. Raises ConfigError for an unknown one."""
+    """Returns tasks from their names with commas between; math_maj16 is MATH with the majority of 16 samples.
+
+    Raises ConfigError for an unknown one.
+    """
     return tuple(_task(name.strip(), "--task") for name in names.split(","))
 
 
@@ -101,7 +106,8 @@ def read_suite(name: str, settings: Settings) -> Suite:
         raise ConfigError(f"--suite {name}: is not TOML ({error}); correct it") from error
     names = document.pop("tasks", [])
     known = set(Settings.__dataclass_fields__)
-    if not names or not all(isinstance(each, str) for each in names) or not known.issuperset(document):
+    is_list = isinstance(names, list) and all(isinstance(each, str) for each in names)
+    if not names or not is_list or not known.issuperset(document):
         raise ConfigError(
             f"--suite {name}: has `tasks`, a list of names, and of {', '.join(sorted(known))} what it likes"
         )
@@ -113,6 +119,8 @@ def read_suite(name: str, settings: Settings) -> Suite:
 
 
 def _task(name: str, where: str) -> Task:
+    if samples := re.fullmatch(r"math_maj([1-9]\d{0,3})", name):
+        return maj_at(int(samples[1]))
     if name not in TASKS:
         raise ConfigError(f"{where} names {name!r}: there is no such task; the tasks are {', '.join(sorted(TASKS))}")
     return TASKS[name]
