@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from puna.eval.published import COLUMNS, ROW_OF, ROWS
-from puna.eval.report import markdown, page, remarks, tables
+from puna.eval.report import markdown, page, tables
 from puna.eval.result import Circumstances, evaluation, files_hash
 from puna.eval.run import Settings
 from puna.eval.task import Item, Judged, Score, summarize
@@ -31,6 +31,12 @@ def record(name: str, values: list[float | None], *, data: str = "folder eval", 
     return evaluation(task, summarize(task, judged(values, **more)), settings=Settings(), circumstances=HERE, data=data)
 
 
+def remarks(each: Evaluation) -> tuple[str, tuple[str, ...]]:
+    """The last cell of its row, and the notes below."""
+    (table,) = tables([each])
+    return table.rows[0][-1], table.notes
+
+
 def test_every_row_of_the_card_is_a_task_with_its_shots_and_metric() -> None:
     assert {task.name for task in (*BASE, *CHAT)} == set(ROW_OF)
     for name, row in ROW_OF.items():
@@ -50,25 +56,27 @@ def test_value_stands_between_its_metric_and_the_cards_columns() -> None:
         "85.2",
         "79.6",
         "85.5",
-        "not comparable: 100 of 14,042 items",
+        "not comparable [1]",
     )
+    assert table.notes == ("100 of 14,042 items",)
 
 
 def test_whole_set_from_the_hub_is_comparable() -> None:
-    assert remarks(record("gpqa_diamond", [1.0] * 150 + [0.0] * 48, data="hub")) == ""
+    assert remarks(record("gpqa_diamond", [1.0] * 150 + [0.0] * 48, data="hub")) == ("", ())
 
 
 def test_chance_is_named_where_it_is_not_excluded() -> None:
     assert record("mmlu", [1.0] + [0.0] * 3).at_chance
     assert not record("mmlu", [1.0] * 30 + [0.0] * 10).at_chance
     assert record("mbpp", [0.0] * 20).at_chance and not record("mbpp", [1.0] + [0.0] * 19).at_chance
-    assert remarks(record("mbpp", [0.0] * 20)).startswith("at chance; not comparable")
+    assert remarks(record("mbpp", [0.0] * 20))[0] == "at chance, not comparable [1]"
 
 
 def test_what_was_not_scored_differs_or_is_inferred_is_said() -> None:
     said = remarks(record("tydiqa", [0.5, None], note="the passages are cut"))
-    assert "1 unscored" in said and "2 of 5,077 items; the passages are cut" in said
-    assert said.endswith("asked without the passage, which is inferred from the card's values")
+    assert said[0] == "1 unscored, not comparable [1] [2], see [3]"
+    inferred = "asked without the passage, which is inferred from the card's values"
+    assert said[1] == ("2 of 5,077 items", "the passages are cut", inferred)
 
 
 def test_two_tasks_of_one_row_stand_behind_one_another() -> None:
@@ -76,7 +84,7 @@ def test_two_tasks_of_one_row_stand_behind_one_another() -> None:
     assert len(table.rows) == 1 and table.rows[0][4] == "50.0/30.0" and table.rows[0][9] == "42.2/36.6"
     assert record("mtob_half_ke", [0.1]).published == {"Llama 4 Scout": "36.6", "Llama 4 Maverick": "46.4"}
     (table,) = tables([record("mtob_half_ke", [0.2, 0.4])])
-    assert table.rows[0][-1].startswith("mtob_half_ke only; ")
+    assert table.rows[0][-1].startswith("mtob_half_ke only, ")
 
 
 def test_task_beside_the_card_is_shown_in_its_unit() -> None:
@@ -89,7 +97,11 @@ def test_task_beside_the_card_is_shown_in_its_unit() -> None:
 def test_row_that_did_not_run_says_why() -> None:
     missing = evaluation(TASKS["mgsm"], None, settings=Settings(), circumstances=HERE, data="", problem="no mgsm here")
     (table,) = tables([missing])
-    assert table.rows[0][4:7] == ("–", "–", "0") and table.rows[0][-1].startswith("no mgsm here")
+    assert (
+        table.rows[0][4:7] == ("–", "–", "0")
+        and table.rows[0][-1].startswith("[1]")
+        and table.notes[0] == "no mgsm here"
+    )
 
 
 def test_page_needs_nothing_else_and_runs_nothing_that_a_name_contains() -> None:

@@ -56,7 +56,7 @@ def test_suite_is_read_from_a_file_and_options_go_first(tmp_path: Path) -> None:
         ("tasks = 3", "has `tasks`, a list of names"),
         ('tasks = ["mmlu"]\nlimits = 3', "of limit, max_new_tokens, seed what it likes"),
         ('tasks = ["mmlu"]\nlimit = "3"', "limit are whole numbers"),
-        ('tasks = ["nmlu"]', "names 'nmlu': there is no such task; the tasks are chartqa,"),
+        ('tasks = ["nmlu"]', r"names 'nmlu': there is no such task; the tasks are .*chartqa,"),
         ("tasks", "is not TOML"),
     ],
 )
@@ -96,7 +96,7 @@ def test_command_runs_goes_on_and_writes_what_others_read(
     said = capsys.readouterr()
     assert "mmlu: 2 of 6 items are there already" in said.err
     assert "| MMLU | 5 | macro_avg/acc_char |" in said.out and "| 79.3 | 85.2 | 79.6 | 85.5 |" in said.out
-    assert "not comparable: 6 of 14,042 items" in said.out
+    assert "not comparable [1]" in said.out and "1. 6 of 14,042 items" in said.out
     (record,) = read_evaluations(out / RESULTS)
     assert (record.task, record.n, record.published["Llama 4 Scout"]) == ("mmlu", 6, "79.6")
     assert len(record.model_hash) == 16 and record.settings["limit"] is None

@@ -14,25 +14,29 @@ from puna.records import Evaluation
 EMPTY = "–"
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c1c; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 92rem; padding: 0 1rem; color: #1c1c1c; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0 2rem; }
 th, td { border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; vertical-align: top; }
 th { border-bottom: 2px solid #999; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 td.ours { font-weight: 600; }
-td.remarks { color: #555; font-size: .9em; }
+td.remarks, ol { color: #555; font-size: .9em; }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #e6e6e6; } th, td { border-color: #444; }
-  td.remarks { color: #aaa; } }
+  td.remarks, ol { color: #aaa; } }
 """
 
 
 class Table(NamedTuple):
-    """A table as texts. `n_words` columns at the beginning hold words, the last one remarks, all others numbers."""
+    """A table as texts. `n_words` columns at the beginning hold words, the last one marks, all others numbers.
+
+    `notes` stand below; marks name them by number, from 1.
+    """
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     n_words: int
+    notes: tuple[str, ...]
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
@@ -44,10 +48,13 @@ def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
         if rows:
             ours = next(found[task].model for row in rows for task in row.tasks if task in found)
             head = ("Category", "Benchmark", "# Shots", "Metric", ours, "95 %", "n", *COLUMNS[table], "Remarks")
-            made.append(Table(title, head, tuple(_card_rows(rows, found)), 4))
+            notes = _Notes()
+            made.append(Table(title, head, tuple(_card_rows(rows, found, notes)), 4, tuple(notes)))
     if others := [each for each in evaluations if not each.table]:
         head = ("Task", "# Shots", "Metric", others[0].model, "95 %", "n", "Remarks")
-        made.append(Table("Other tasks", head, tuple(_other_row(each) for each in others), 3))
+        notes = _Notes()
+        rows_of_others = tuple(_other_row(each, notes) for each in others)
+        made.append(Table("Other tasks", head, rows_of_others, 3, tuple(notes)))
     return made
 
 
@@ -59,6 +66,8 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
         rule = [":---"] * table.n_words + ["---:"] * n_numbers + [":---"]
         lines = [table.head, rule, *table.rows]
         parts.append(f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
+        if table.notes:
+            parts.append("\n".join(f"{i}. {note}" for i, note in enumerate(table.notes, start=1)))
     parts.append("\n".join(f"- {line}" for line in circumstances(evaluations)))
     return "\n\n".join(parts) + "\n"
 
@@ -105,25 +114,37 @@ def value(each: Evaluation, number: float | None) -> str:
     return f"{100 * number:.1f}" if each.unit == "share" else f"{number:.4g}"
 
 
-def remarks(each: Evaluation) -> str:
-    """Returns what must be said beside a value."""
-    said = ["at chance"] if each.at_chance else []
-    if each.unscored:
-        said.append(f"{each.unscored} unscored")
-    if each.differences:
-        why = "; ".join(each.differences)
-        said.append(f"not comparable: {why}" if each.score is not None else why)
-    return "; ".join([*said, *each.notes])
+class _Notes(list[str]):
+    """The notes of a table, each once."""
+
+    def mark(self, text: str) -> str:
+        """Returns the mark that leads to a note."""
+        if text not in self:
+            self.append(text)
+        return f"[{self.index(text) + 1}]"
 
 
-def _card_rows(rows: Sequence[Row], found: dict[str, Evaluation]) -> Iterable[tuple[str, ...]]:
+def _marks(ours: Sequence[Evaluation], notes: _Notes) -> str:
+    """Returns what must be said beside the values of a row, in a few words, with their reasons in notes."""
+    said = ["at chance"] if all(each.at_chance for each in ours) else []
+    n_unscored = sum(each.unscored for each in ours)
+    if n_unscored:
+        said.append(f"{n_unscored} unscored")
+    why = [notes.mark(text) for each in ours for text in each.differences]
+    if why and any(each.score is not None for each in ours):
+        said.append(f"not comparable {' '.join(dict.fromkeys(why))}")
+    elif why:
+        said.append(" ".join(dict.fromkeys(why)))
+    if about := [notes.mark(text) for each in ours for text in each.notes]:
+        said.append(f"see {' '.join(dict.fromkeys(about))}")
+    return ", ".join(said)
+
+
+def _card_rows(rows: Sequence[Row], found: dict[str, Evaluation], notes: _Notes) -> Iterable[tuple[str, ...]]:
     category = ""
     for row in rows:
         ours = [found[task] for task in row.tasks if task in found]
-        named = [f"{each.task.rpartition('_')[2]}: {remarks(each)}" for each in ours if remarks(each)]
-        said = [remarks(each) for each in ours]
-        if len(ours) < len(row.tasks):
-            said = [f"{ours[0].task} only; {said[0]}"]
+        marks = _marks(ours, notes)
         yield (
             row.category if row.category != category else "",
             row.benchmark,
@@ -133,15 +154,15 @@ def _card_rows(rows: Sequence[Row], found: dict[str, Evaluation]) -> Iterable[tu
             "/".join(_interval(each) for each in ours),
             "/".join(str(each.n) for each in ours),
             *(text or EMPTY for text in row.values),
-            said[0] if len(set(said)) == 1 else "; ".join(named),
+            marks if len(ours) == len(row.tasks) else f"{ours[0].task} only, {marks}",
         )
         category = row.category
 
 
-def _other_row(each: Evaluation) -> tuple[str, ...]:
+def _other_row(each: Evaluation, notes: _Notes) -> tuple[str, ...]:
     unit = "" if each.unit == "share" else f", {each.unit}"
-    shots, n = str(each.shots), str(each.n)
-    return (each.task, shots, each.metric + unit, value(each, each.score), _interval(each), n, remarks(each))
+    numbers = (value(each, each.score), _interval(each), str(each.n))
+    return (each.task, str(each.shots), each.metric + unit, *numbers, _marks([each], notes))
 
 
 def _interval(each: Evaluation) -> str:
@@ -157,7 +178,11 @@ def _html_table(table: Table) -> str:
     kinds = ["word"] * table.n_words + ["number ours"] + ["number"] * (n - table.n_words - 2) + ["remarks"]
     head = "".join(f'<th class="{kind}">{html.escape(text)}</th>' for kind, text in zip(kinds, table.head, strict=True))
     rows = "".join(f"<tr>{_html_cells(kinds, row)}</tr>" for row in table.rows)
-    return f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    return (
+        f"<h2>{html.escape(table.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<ol>{notes}</ol>"
+    )
 
 
 def _html_cells(kinds: Sequence[str], row: Sequence[str]) -> str:

@@ -111,13 +111,13 @@ def _differences(
     task: Task, report: Report | None, row: Row | None, settings: Settings, data: str, is_own: bool, problem: str
 ) -> Iterator[str]:
     """Yields why a value must not be compared with the card's."""
-    if problem:
+    if is_own:
+        yield f"stand-ins of our own, since {_clause(problem)}"
+    elif problem:
         yield problem
     if report is None:
         return
-    if is_own:
-        yield "stand-ins of our own for a set that cannot be shipped"
-    elif row is not None:
+    if row is not None and not is_own:
         n = len(report.judged)
         if row.n is not None and n != row.n:
             yield f"{n:,} of {row.n:,} items"
@@ -128,17 +128,17 @@ def _differences(
     yield from dict.fromkeys(each.item.note for each in report.judged if each.item.note)
     refused = [each for each in report.judged if not each.responses]
     if refused:
-        yield f"{len(refused)} items could not be asked ({_clause(refused[0].score.reason)})"
+        yield f"{len(refused)} items could not be asked: {_clause(refused[0].score.reason)}"
     if settings.max_new_tokens is not None and settings.max_new_tokens < task.max_new_tokens:
         yield f"answers of at most {settings.max_new_tokens} tokens instead of {task.max_new_tokens}"
     cuts = [details["cut_at"] for each in report.judged for details in each.details if "cut_at" in details]
     if cuts:
-        yield f"{len(cuts)} answers cut at {min(cuts)} to {max(cuts)} tokens by the context"
+        yield f"{len(cuts)} answers were cut by the context, the shortest after {min(cuts)} tokens"
 
 
 def _clause(reason: str) -> str:
     """Returns what a refusal says, without the remedy behind it."""
-    text = reason.removeprefix("not asked: ").split("; ")[0]
+    text = reason.removeprefix("not asked: ").removeprefix("data: ").split("; ")[0]
     return text if len(text) <= MAX_CLAUSE_CHARS else text[: MAX_CLAUSE_CHARS - 1] + "…"
 
 
