@@ -115,7 +115,7 @@ def test_passage_in_windows_sums_plain_log_probabilities(assistant: Assistant) -
 def test_model_does_not_differ_from_itself_and_from_another_it_does(assistant: Assistant) -> None:
     text = Compare(text="Llamas graze on the puna.", window=8)
     ((same,),) = replies(LocalModel(assistant, reference=assistant), [question(text)]).values()
-    assert Divergence.read(same.text) == (0.0, 1.0, 25)
+    assert Divergence.read(same.text) == (0.0, 1.0, 0.0, 25)
     weight = assistant.model.embedding.weight
     with torch.no_grad():
         kept = weight.clone()
@@ -123,9 +123,12 @@ def test_model_does_not_differ_from_itself_and_from_another_it_does(assistant: A
         weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         moved = [assistant.logits(piece[:-1])[-n:] for piece, n in rolling_windows(*_ids(assistant, text.text), 8)]
         weight.copy_(kept)
-    sums = sum(local._divergence(a, b) for a, b in zip(known, moved, strict=True))
+    parts = [torch.tensor(piece[-n:]) for piece, n in rolling_windows(*_ids(assistant, text.text), 8)]
+    sums = sum(local._divergence(a, b, ids) for a, b, ids in zip(known, moved, parts, strict=True))
     p, q = torch.cat(known).double().softmax(-1), torch.cat(moved).double().softmax(-1)
     assert float(sums[0]) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-6) and float(sums[0]) > 0  # type: ignore[index]
+    chosen = torch.cat(parts)[:, None]
+    assert float(sums[2]) == pytest.approx(float((p / q).gather(1, chosen).log().sum()), rel=1e-6)  # type: ignore[index]
 
 
 def _ids(assistant: Assistant, text: str) -> tuple[list[int], int]:

@@ -177,12 +177,12 @@ class LocalModel:
         if self._reference.tokenizer.encode(texts.text) != ids:
             raise ConfigError("reference: it has another vocabulary; take a model of the same")
         window = min(texts.window, self._window())
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(3, dtype=torch.float64)
         for piece, n in rolling_windows(ids, bos, window):
             ours, theirs = (each.logits(piece[:-1])[-n:].cpu() for each in (self._assistant, self._reference))
-            sums += _divergence(theirs, ours)
-        divergence, agreement = (sums / max(len(ids), 1)).tolist()
-        return Reply(text=Divergence(divergence, agreement, len(ids)).write(), details={"window": window})
+            sums += _divergence(theirs, ours, torch.tensor(piece[-n:]))
+        divergence, agreement, excess = (sums / max(len(ids), 1)).tolist()
+        return Reply(text=Divergence(divergence, agreement, excess, len(ids)).write(), details={"window": window})
 
 
 def rolling_windows(ids: Sequence[int], first: int, window: int) -> Iterator[tuple[list[int], int]]:
@@ -196,13 +196,16 @@ def rolling_windows(ids: Sequence[int], first: int, window: int) -> Iterator[tup
         yield known[max(0, end - window) : end + 1], end - start
 
 
-def _divergence(reference: Tensor, model: Tensor) -> Tensor:
-    """reference and model [T V]. Returns float64 [2]: sums of the divergence in nats, and of equal first choices."""
-    sums = torch.zeros(2, dtype=torch.float64)
-    for theirs, ours in zip(torch.split(reference, ROWS_AT_ONCE), torch.split(model, ROWS_AT_ONCE), strict=True):
+def _divergence(reference: Tensor, model: Tensor, following: Tensor) -> Tensor:
+    """reference and model [T V], following int64 [T]: the ids that come. Returns the sums over T, float64 [3]:
+    the divergence in nats, equal first choices, and the nats that `following` costs the model more.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    for theirs, ours, ids in zip(*(torch.split(x, ROWS_AT_ONCE) for x in (reference, model, following)), strict=True):
         p, q = theirs.double().log_softmax(-1), ours.double().log_softmax(-1)  # r V
         sums[0] += (p.exp() * (p - q)).sum()
         sums[1] += (p.argmax(-1) == q.argmax(-1)).sum()
+        sums[2] += (p - q).gather(1, ids[:, None]).sum()
     return sums
 
 

@@ -85,6 +85,22 @@ def interval(estimate: Estimate) -> tuple[float, float]:
     return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
 
+def ratio(parts: Sequence[float], sizes: Sequence[float]) -> Estimate:
+    """Returns the sum of the parts over the sum of their sizes, such as bits over bytes, with its error.
+
+    The parts are independent, their sizes as they happen to be. Raises ValueError when the sizes add up to nothing.
+    Source: Cochran 1977, "Sampling Techniques", section 6.4 (the variance of a ratio).
+    """
+    total, n = sum(sizes), len(parts)
+    if not total:
+        raise ValueError("nothing to divide by")
+    value = sum(parts) / total
+    if n < 2:
+        return Estimate(value=value, stderr=None, n=n)
+    squares = sum((part - value * size) ** 2 for part, size in zip(parts, sizes, strict=True))
+    return Estimate(value=value, stderr=math.sqrt(n / (n - 1) * squares) / total, n=n)
+
+
 def levenshtein(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Returns the least number of insertions, deletions and replacements that turn `a` into `b`."""
     row = list(range(len(b) + 1))

@@ -249,17 +249,19 @@ class Likelihood(NamedTuple):
 
 class Divergence(NamedTuple):
     """How far a model is from its reference over `n_tokens` predictions: the mean Kullback-Leibler divergence of the
-    reference's distribution from the model's, in nats, and the share of places where both find the same token best."""
+    reference's distribution from the model's, in nats; the share of places where both find the same token best; by how
+    many nats a token of the text costs the model more than the reference, which may be less than nothing."""
 
     divergence: float
     agreement: float
+    excess: float
     n_tokens: int
 
     @classmethod
     def read(cls, response: str) -> "Divergence | None":
         """Returns the divergence that a response holds as a JSON object, None where it holds none."""
         found = _read_numbers(response, cls._fields)
-        return cls(found[0], found[1], int(found[2])) if found else None
+        return cls(found[0], found[1], found[2], int(found[3])) if found else None
 
     def write(self) -> str:
         """Returns the response that `read` reads."""
