@@ -1,4 +1,4 @@
-"""Drift: means over all tokens, no drift of a model from itself, and the numbers of `quant.drift` for a quantised one."""
+"""Drift: means over all tokens, none of a model from itself, and what `quant.drift` says of a quantised one."""
 
 from pathlib import Path
 

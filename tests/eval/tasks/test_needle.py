@@ -1,4 +1,4 @@
-"""The needle: who reads the whole text finds it, who reads half of it finds it where it is, who guesses is at chance."""
+"""The needle: who reads the whole text finds it, who reads half finds it there only, who guesses is at chance."""
 
 import re
 from collections.abc import Callable
