@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "chat": BELOW_CHAT,
     "guard": GROUND | {"prompt", "chat"},
     **dict.fromkeys(("terminal", "serve", "eval"), GROUND | {"prompt", "engine.request", "chat", "guard"}),
-    "train": GROUND | {"prompt", "model", "weights", "quant", "parallel"},
+    "train": GROUND | {"prompt", "kernels", "model", "weights", "quant", "parallel"},
     "bench": GROUND | {"model", "engine", "chat"},
     "card": GROUND,
     "cli": BELOW_CHAT | {"chat", "guard", "terminal", "serve", "eval", "train", "bench", "card"},

@@ -81,7 +81,7 @@ class NextToken:
         weights = batch.weights.flatten()[learnt]  # R
         targets = batch.targets.flatten()[learnt]  # R
         states = trunk.states[learnt]  # R D
-        nll_sum = _head_loss(states, self.model.head.weight, targets, weights, self.chunk, self.chunk_loss)
+        nll_sum = head_loss(states, self.model.head.weight, targets, weights, self.chunk, self.chunk_loss)
         router = self.balance * trunk.balance + self.z * trunk.z
         weight = weights.sum()
         return Loss(
@@ -196,8 +196,26 @@ class _HeadLoss(torch.autograd.Function):
         return (by_states * scale).to(by_states.dtype), (by_head * scale).to(ctx.head_dtype), None, None, None, None
 
 
-def _head_loss(
+def head_loss(
     states: Tensor, head: Tensor, targets: Tensor, weights: Tensor, size: int, chunk: ChunkFunction
 ) -> Tensor:
+    """Returns the sum of weight * cross entropy over all rows, float32 scalar, `size` rows at a time by `chunk`."""
     total: Tensor = _HeadLoss.apply(states, head, targets, weights, size, chunk)  # type: ignore[no-untyped-call]
     return total
+
+
+def add_gradient(x: Tensor, loss: Tensor) -> Tensor:
+    """Returns x as it is, through which `loss`, a scalar, is differentiated along with whatever x is used for."""
+    through: Tensor = _AddGradient.apply(x, loss)  # type: ignore[no-untyped-call]
+    return through
+
+
+class _AddGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.device = loss.shape, loss.dtype, loss.device
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+        return upstream[0], torch.ones(ctx.shape, dtype=ctx.dtype, device=ctx.device)

@@ -2,6 +2,8 @@
 
 In: the gradients on a model's parameters, of whatever dtype. Out: new parameters, the rounded masters. The state is the
 masters and moments; the learning rate is a pure function of the step. Matrices of one shape are updated together.
+Of parameters that are spread over ranks (`shards`) a rank keeps and updates its parts; a matrix that is divided is put
+together for its Newton-Schulz iteration alone.
 
 Sources: Muon, K. Jordan et al. 2024, "Muon: an optimizer for hidden layers" (momentum, Newton-Schulz coefficients);
 scale of its updates, "Muon is Scalable for LLM Training" (arXiv 2502.16982, eq. 4), by which it shares AdamW's learning
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from puna.errors import WeightsError
 from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
+from puna.train.shards import has_whole_matrices, local, norm, part_of, spread_like, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of one iteration a x + b x^3 + c x^5 on the singular values. Source: K. Jordan et al. 2024."""
@@ -59,7 +62,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Slice(NamedTuple):
-    """Matrices first to first + n of a stack are those of parameter `name`."""
+    """Matrices first to first + n of a stack are those of parameter `name`, or what this rank has of them."""
 
     name: str
     first: int
@@ -68,8 +71,10 @@ class Slice(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Stack:
-    """All Muon matrices of one shape: master and momentum, float32 [M rows columns]."""
+    """All Muon matrices of one shape [rows columns], and this rank's parts of their masters and momenta, float32
+    [M rows columns]: whole matrices, or of each the same stretch."""
 
+    shape: tuple[int, int]
     slices: tuple[Slice, ...]
     master: Tensor
     momentum: Tensor
@@ -77,7 +82,7 @@ class Stack:
 
 @dataclass(slots=True, kw_only=True)
 class Group:
-    """AdamW's parameters that share a learning rate and a weight decay; float32, in the order of `names`."""
+    """AdamW's parameters that share a learning rate and a weight decay; float32 parts, in the order of `names`."""
 
     names: tuple[str, ...]
     lr_scale: float
@@ -90,10 +95,13 @@ class Group:
 class Optimizer:
     """Updates the parameters of one model in place. Reads their `.grad` and clears it."""
 
-    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], recipe: OptimizerRecipe) -> None:
+    def __init__(
+        self, parameters: Iterable[tuple[str, torch.nn.Parameter]], recipe: OptimizerRecipe, stages: int = 1
+    ) -> None:
         """The masters start as the parameters, which then become their rounded images: pass them in float32 first, and
-        change their dtype with `cast` afterwards."""
+        change their dtype with `cast` afterwards. `stages`: of a pipeline, each of which has other parameters."""
         self.recipe = recipe
+        self.stages = stages
         self.parameters = dict(parameters)
         self.step_count = 0
         matrices = {n: p for n, p in self.parameters.items() if is_matrix(n, p)}
@@ -108,21 +116,33 @@ class Optimizer:
         the norm is not finite nothing is changed.
         """
         gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.parameters.items()}
-        norm: Tensor = torch.stack(
-            [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values()]
-        ).norm()
-        if not torch.isfinite(norm):
-            return norm
-        scale = float((self.recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        length = norm(gradients, self.stages)
+        if not torch.isfinite(length):
+            return length
+        scale = float((self.recipe.clip_norm / (length + 1e-6)).clamp(max=1.0))
         self.step_count += 1
         lr = self.recipe.lr * lr_share
+        own = {name: local(gradient) for name, gradient in gradients.items()}
         for stack in self.stacks:
-            self._muon(stack, gradients, scale, lr)
+            self._muon(stack, own, scale, lr)
         for group in self.groups:
-            self._adamw(group, gradients, scale, lr)
+            self._adamw(group, own, scale, lr)
         for parameter in self.parameters.values():
             parameter.grad = None
-        return norm
+        return length
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all tensors of the state by name and kind, spread as their parameters are: the live ones."""
+        found: dict[str, Tensor] = {}
+        for stack in self.stacks:
+            for part in stack.slices:
+                for kind in ("master", "momentum"):
+                    rows = getattr(stack, kind)[part.first : part.first + part.n]
+                    found[f"{part.name}.{kind}"] = rows.view(local(self.parameters[part.name]).shape)
+        for group in self.groups:
+            for kind in ("master", "first", "second"):
+                found |= {f"{n}.{kind}": part for n, part in zip(group.names, getattr(group, kind), strict=True)}
+        return {name: spread_like(part, self.parameters[name.rpartition(".")[0]]) for name, part in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns masters, moments and the step count; the tensors are the live ones, not copies."""
@@ -156,29 +176,33 @@ class Optimizer:
         for stack in self.stacks:
             self._write_stack(stack)
         for group in self.groups:
-            torch._foreach_copy_([self.parameters[n] for n in group.names], group.master)
+            torch._foreach_copy_([local(self.parameters[n]) for n in group.names], group.master)
 
     def masters(self) -> dict[str, Tensor]:
-        """Returns the float32 weights by parameter name, in the shape of the parameters."""
-        found = {n: m for group in self.groups for n, m in zip(group.names, group.master, strict=True)}
-        for stack in self.stacks:
-            for part in stack.slices:
-                rows = stack.master[part.first : part.first + part.n]
-                found[part.name] = rows.reshape(self.parameters[part.name].shape)
-        return {name: found[name] for name in self.parameters}
+        """Returns the float32 weights by parameter name, in the shape of the parameters and spread as they are."""
+        found = self.tensors()
+        return {name: found[f"{name}.master"] for name in self.parameters}
 
     def _muon(self, stack: Stack, gradients: Mapping[str, Tensor], scale: float, lr: float) -> None:
         shape = stack.master.shape[1:]
-        gradient = torch.cat([gradients[s.name].reshape(-1, *shape) for s in stack.slices]).float().mul_(scale)
+        gradient = torch.cat([gradients[s.name].reshape(s.n, *shape) for s in stack.slices]).float().mul_(scale)
         stack.momentum.lerp_(gradient, 1 - self.recipe.momentum)
-        update = orthogonalise(gradient.lerp_(stack.momentum, self.recipe.momentum))  # Nesterov
+        update = self._orthogonal(stack, gradient.lerp_(stack.momentum, self.recipe.momentum))  # Nesterov
         stack.master.mul_(1 - lr * self.recipe.weight_decay)
-        stack.master.add_(update, alpha=-lr * UPDATE_RMS * max(shape) ** 0.5)
+        stack.master.add_(update, alpha=-lr * UPDATE_RMS * max(stack.shape) ** 0.5)
         self._write_stack(stack)
+
+    def _orthogonal(self, stack: Stack, parts: Tensor) -> Tensor:
+        """Returns this rank's parts [M rows columns] of the orthogonalised matrices of which all ranks have `parts`."""
+        if parts.shape[1:] == stack.shape:
+            return orthogonalise(parts)
+        spread = [self.parameters[s.name] for s in stack.slices]
+        matrices = torch.stack([whole(part, like) for part, like in zip(parts, spread, strict=True)])
+        return torch.stack([part_of(m, like) for m, like in zip(orthogonalise(matrices), spread, strict=True)])
 
     def _write_stack(self, stack: Stack) -> None:
         for part in stack.slices:
-            parameter = self.parameters[part.name]
+            parameter = local(self.parameters[part.name])
             parameter.copy_(stack.master[part.first : part.first + part.n].reshape(parameter.shape))
 
     def _adamw(self, group: Group, gradients: Mapping[str, Tensor], scale: float, lr: float) -> None:
@@ -193,7 +217,7 @@ class Optimizer:
         rate = lr * group.lr_scale
         torch._foreach_mul_(group.master, 1 - rate * group.weight_decay)
         torch._foreach_addcdiv_(group.master, group.first, divisors, -rate / (1 - beta1**self.step_count))
-        torch._foreach_copy_([self.parameters[n] for n in group.names], group.master)
+        torch._foreach_copy_([local(self.parameters[n]) for n in group.names], group.master)
 
     def _fits(self, state: Mapping[str, Any]) -> bool:
         stacks = [([tuple(s) for s in saved["slices"]], tuple(saved["master"].shape)) for saved in state["stacks"]]
@@ -211,19 +235,22 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 def _stacks(matrices: Mapping[str, Tensor]) -> list[Stack]:
     """Groups matrices by shape. Gate and up of an expert, stored as one [2F D], are two maps: orthogonalised apart."""
-    by_shape: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
+    by_shape: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}  # alike on all ranks, whose parts may be empty
     for name, parameter in matrices.items():
         halves = 2 if name.endswith("gate_up") else 1
-        rows = parameter.detach().float().reshape(-1, parameter.shape[-2] // halves, parameter.shape[-1])
-        by_shape.setdefault((rows.shape[1], rows.shape[2]), []).append((name, rows))
+        assert has_whole_matrices(parameter) or parameter.dim() == 2, f"{name}: experts are kept whole"
+        rows = local(parameter).float()
+        rows = rows.reshape(rows.shape[:-2].numel() * halves, rows.shape[-2] // halves, rows.shape[-1])
+        shape = parameter.shape[-2] // halves, parameter.shape[-1]
+        by_shape.setdefault((shape, getattr(parameter, "placements", None)), []).append((name, rows))
     stacks = []
-    for parts in by_shape.values():
+    for (shape, _), parts in by_shape.items():
         slices, first = [], 0
         for name, rows in parts:
             slices.append(Slice(name, first, len(rows)))
             first += len(rows)
         master = torch.cat([rows for _, rows in parts])
-        stacks.append(Stack(slices=tuple(slices), master=master, momentum=torch.zeros_like(master)))
+        stacks.append(Stack(shape=shape, slices=tuple(slices), master=master, momentum=torch.zeros_like(master)))
     return stacks
 
 
@@ -232,7 +259,7 @@ def _groups(parameters: Mapping[str, Tensor], recipe: OptimizerRecipe) -> list[G
     by_kind: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, parameter in parameters.items():
         decay = recipe.weight_decay if name.endswith(("head.weight", "vision.patch.weight")) else 0.0
-        by_kind.setdefault((_lr_scale(name, recipe), decay), []).append((name, parameter.detach().float().clone()))
+        by_kind.setdefault((_lr_scale(name, recipe), decay), []).append((name, local(parameter).float().clone()))
     return [
         Group(
             names=tuple(name for name, _ in parts),

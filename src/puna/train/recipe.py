@@ -121,6 +121,43 @@ class ComputeRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelRecipe:
+    """How many ranks there are along each direction, as `train.mesh` explains them. `recompute` keeps only what goes
+    into each layer and computes the layer again on the way back: less memory for a third more work.
+
+    The digest leaves it out: a run goes on on other ranks, with the same tokens.
+    """
+
+    pipeline: int = 1
+    replicate: int = 1
+    shard: int = 1
+    context: int = 1
+    tensor: int = 1
+    expert: int = 1
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline", "replicate", "shard", "context", "tensor", "expert"):
+            _require(getattr(self, name) > 0, f"parallel.{name}", getattr(self, name), "positive")
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.pipeline * self.replicate * self.shard * self.context * self.tensor
+
+    @property
+    def readers(self) -> int:
+        """Batches that are read at the same time."""
+        return self.replicate * self.shard
+
+    @property
+    def product(self) -> str:
+        """How the number of ranks comes about, in words."""
+        names = ("pipeline", "replicate", "shard", "context", "tensor")
+        return " x ".join(f"{name} {getattr(self, name)}" for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecipe:
     """When the state is written: at whichever comes first. Zero means never for that reason. Not part of the digest."""
 
@@ -139,6 +176,7 @@ class Recipe:
     schedule: ScheduleRecipe
     loss: LossRecipe
     compute: ComputeRecipe
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +186,7 @@ class Recipe:
     def digest(self) -> str:
         """64 hexadecimal digits; equal for two recipes that train the same weights from the same files."""
         tables = self.to_dict()
-        del tables["checkpoint"]
+        del tables["checkpoint"], tables["parallel"]
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 
