@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from puna.chat import Assistant
 from puna.errors import CapacityError, ConfigError, PromptError
-from puna.serve import chat, completions, messages, models, responses, tokens
+from puna.serve import chat, completions, messages, models, openapi, responses, tokens
 from puna.serve.convert import Refusal
 from puna.serve.endpoint import refusal_from, refused
 from puna.serve.front import Keys, Log
@@ -40,6 +40,7 @@ ROUTES: list[Callable[[State], list[Any]]] = [
     completions.routes,
     responses.routes,
     messages.routes,
+    openapi.routes,
 ]
 """What is served, one function for each file of routes."""
 

@@ -1,0 +1,259 @@
+"""GET /openapi.json: what can be asked here and what is answered, made from the values that travel.
+
+In: what the server is. Out: an OpenAPI 3.1 document. Where a field's type is looser than what is read in the end,
+`openapi_shapes` says more. A request that fits the document and is refused all the same needs what no schema can say:
+more context than there is, a picture that is none, a text that was to be JSON.
+Not here: routes (each file has its own), the values.
+
+Source: OpenAPI 3.1.1. It says nothing of event streams: their schema is that of one event, as readers of 3.1 take it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from puna import __version__
+from puna.serve import messages_schema, openapi_shapes, responses_events, responses_schema, schema
+from puna.serve.endpoint import json_response
+from puna.serve.openapi_ranges import ranges
+from puna.serve.state import State
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+_REF = "#/components/schemas/{name}"
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+
+
+class Status(msgspec.Struct, kw_only=True, frozen=True):
+    """The answer of /health and /ready."""
+
+    status: str
+
+
+class Version(msgspec.Struct, kw_only=True, frozen=True):
+    """The answer of /version."""
+
+    version: str
+
+
+class Operation(NamedTuple):
+    """Something that can be asked with `method` at `path`. `answer` is a type of values, or a media type.
+
+    `events` are what a stream's data hold; it ends with `done` where that is given. `statuses` besides 200 answer with
+    `error`, those in `others` with `answer`.
+    """
+
+    method: str
+    path: str
+    summary: str
+    answer: Any
+    request: Any = None
+    events: tuple[Any, ...] = ()
+    done: str | None = None
+    error: Any = schema.Error
+    others: tuple[int, ...] = ()
+    is_open: bool = False  # to those without a key
+
+
+OPERATIONS = (
+    Operation("get", "/health", "Whether the server lives.", Status, others=(503,), is_open=True),
+    Operation("get", "/ready", "Whether it takes new work.", Status, others=(503,), is_open=True),
+    Operation("get", "/version", "Which puna this is.", Version),
+    Operation("get", "/metrics", "What was counted, for Prometheus.", "text/plain"),
+    Operation("get", "/openapi.json", "This document.", dict[str, Any]),
+    Operation("get", "/v1/models", "The model that is here.", schema.ModelList),
+    Operation("get", "/v1/models/{model}", "The same, by name.", schema.ModelCard),
+    Operation("post", "/tokenize", "Text or a conversation to ids.", schema.Tokens, schema.TokenizeRequest),
+    Operation("post", "/detokenize", "Ids to text.", schema.Text, schema.DetokenizeRequest),
+    Operation("get", "/tokenizer_info", "What the tokenizer is.", schema.TokenizerInfo),
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "OpenAI's chat.",
+        schema.ChatCompletion,
+        schema.ChatRequest,
+        (openapi_shapes.ChatChunk, schema.Error),
+        "[DONE]",
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "OpenAI's plain completion.",
+        schema.Completion,
+        schema.CompletionRequest,
+        (openapi_shapes.CompletionChunk, schema.Error),
+        "[DONE]",
+    ),
+    Operation(
+        "post",
+        "/v1/responses",
+        "OpenAI's responses, without memory.",
+        responses_events.Response,
+        responses_schema.ResponsesRequest,
+        (responses_events.ResponseEvent,),
+    ),
+    Operation(
+        "post",
+        "/v1/messages",
+        "Anthropic's messages.",
+        messages_schema.Message,
+        messages_schema.MessagesRequest,
+        (messages_schema.MessageEvent,),
+        error=messages_schema.MessagesError,
+    ),
+    Operation(
+        "post",
+        "/v1/messages/count_tokens",
+        "How long a prompt is.",
+        messages_schema.TokenCount,
+        messages_schema.CountRequest,
+        error=messages_schema.MessagesError,
+    ),
+)
+
+
+def routes(state: State) -> list[Route]:
+    """Returns this route."""
+
+    async def answer(_: Request) -> Response:
+        return json_response(document(state))
+
+    return [Route("/openapi.json", answer)]
+
+
+def document(state: State) -> dict[str, Any]:
+    """Returns the document of a server."""
+    kinds = [kind for each in OPERATIONS for kind in _kinds(each)] + list(openapi_shapes.SHAPES.values())
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    of_kind = _Schemas(kinds, list(schemas))
+    _loosen(components)
+    _tighten(components, of_kind, state)
+    paths: dict[str, dict[str, Any]] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method] = _operation(each, of_kind, state)
+    security = {"securitySchemes": _KEYS} if state.settings.keys else {}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "puna", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": components} | security,
+    }
+
+
+def _loosen(components: dict[str, Any]) -> None:
+    """Allows what is read although the described values do not have it."""
+    empty = {"enum": openapi_shapes.EMPTY}
+    for name in (each.__name__ for each in openapi_shapes.Described.__subclasses__()):
+        components[name]["additionalProperties"] = empty
+    for name, field in openapi_shapes.EMPTY_TOO:
+        components[name]["properties"][field]["anyOf"].append(empty)
+    for name in openapi_shapes.UNTAGGED:
+        components[name]["required"].remove("type")
+
+
+def _tighten(components: dict[str, Any], schemas: "_Schemas", state: State) -> None:
+    """Says of fields what their types do not."""
+    held, requests = ranges(state), {each.request.__name__ for each in OPERATIONS if each.request}
+    for name, component in components.items():
+        fields = component.get("properties", {})
+        for field in fields:
+            kind = openapi_shapes.SHAPES.get((name, field))
+            shape = fields[field] if kind is None else schemas[kind]
+            otherwise = held.get(field, {}) if name in requests else {}
+            fields[field] = _held(shape, held.get(f"{name}.{field}", otherwise))
+
+
+class _Schemas:
+    """JSON schemas of kinds, which need not be hashable."""
+
+    def __init__(self, kinds: Sequence[Any], schemas: Sequence[dict[str, Any]]) -> None:
+        self._of_kind = list(zip(kinds, schemas, strict=True))
+
+    def __getitem__(self, kind: Any) -> dict[str, Any]:
+        return next(schema for known, schema in self._of_kind if known == kind)
+
+
+def _kinds(operation: Operation) -> Iterator[Any]:
+    for kind in (operation.request, operation.answer, *operation.events, operation.error):
+        if kind is not None and not isinstance(kind, str):
+            yield kind
+
+
+def _operation(operation: Operation, schemas: _Schemas, state: State) -> dict[str, Any]:
+    answer = operation.answer
+    content: dict[str, Any] = {answer: {}} if isinstance(answer, str) else {JSON: {"schema": schemas[answer]}}
+    if operation.events:
+        data = {"anyOf": [schemas[kind] for kind in operation.events]}
+        content[EVENTS] = {"schema": _event(data, operation.done)}
+    responses: dict[str, Any] = {"200": {"description": "The answer.", "content": content}}
+    for status in operation.others:
+        responses[str(status)] = {"description": "Not so.", "content": content}
+    for status, description in _errors(operation, bool(state.settings.keys)).items():
+        schema_of_error = schemas[operation.error]
+        responses[str(status)] = {"description": description, "content": {JSON: {"schema": schema_of_error}}}
+    made: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    if operation.request is not None:
+        made["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[operation.request]}}}
+    if "{model}" in operation.path:
+        name = {"type": "string", "enum": [state.settings.model]}
+        made["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": name}]
+    if state.settings.keys and not operation.is_open:
+        made["security"] = [{name: []} for name in _KEYS]
+    return made
+
+
+def _errors(operation: Operation, needs_key: bool) -> dict[int, str]:
+    """Returns what else may happen, by status."""
+    errors = {500: "Something failed here, not in the request."}
+    if needs_key and not operation.is_open:
+        errors[401] = "No key that is valid here."
+    if operation.request is not None or "{model}" in operation.path:
+        errors[404] = "Another model."
+    if operation.request is not None:
+        errors |= {
+            400: "Something in the request that is not understood, or not done here.",
+            408: "The body took too long.",
+            413: "The body is too long.",
+            429: "Too much is going on: come back after the seconds in Retry-After.",
+            503: "The server is going down.",
+        }
+    return dict(sorted(errors.items()))
+
+
+def _event(data: Mapping[str, Any], done: str | None) -> dict[str, Any]:
+    """Returns the schema of an event, whose data is JSON but for the last one's where `done` says so."""
+    text = {"type": "string", "contentMediaType": JSON, "contentSchema": data}
+    return {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": text if done is None else {"anyOf": [{"const": done}, text]},
+        },
+        "required": ["data"],
+    }
+
+
+_OF_TYPE = {
+    "integer": ("minimum", "maximum"),
+    "number": ("minimum", "maximum", "exclusiveMinimum"),
+    "string": ("minLength", "maxLength", "pattern"),
+    "array": ("minItems", "maxItems", "items"),
+    "object": ("propertyNames", "additionalProperties", "maxProperties"),
+}
+
+
+def _held(shape: dict[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a schema held to more: each of its alternatives to what concerns its type, or all of it to a choice."""
+    if "enum" in held or "anyOf" in held:
+        return dict(held)
+    if "anyOf" in shape:
+        return shape | {"anyOf": [_held(each, held) for each in shape["anyOf"]]}
+    concerned = _OF_TYPE.get(shape.get("type", ""), ())
+    return shape | {name: value for name, value in held.items() if name in concerned}

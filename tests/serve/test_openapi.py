@@ -1,0 +1,110 @@
+import json
+import re
+from typing import Any
+
+import pytest
+
+from puna.chat import Assistant
+from puna.serve.app import ROUTES, Server, Settings
+from puna.serve.openapi import document
+from tests.serve.conftest import MODEL, Running
+
+jsonschema_rs = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
+
+
+@pytest.fixture(scope="module")
+def described(assistant: Assistant) -> dict[str, Any]:
+    return document(Server(assistant, Settings(model=MODEL, page=False)).state)
+
+
+def validator(described: dict[str, Any], name: str) -> Any:
+    return jsonschema_rs.Draft202012Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": described["components"]}
+    )
+
+
+def test_every_route_is_described_and_nothing_else(assistant: Assistant, described: dict[str, Any]) -> None:
+    state = Server(assistant, Settings(model=MODEL, page=False)).state
+    served = {re.sub(r":\w+", "", route.path) for of_file in ROUTES for route in of_file(state)}
+    assert set(described["paths"]) == served
+
+
+def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
+    text = json.dumps(described)
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
+    assert names and names <= set(described["components"]["schemas"])
+    assert "$defs" not in text
+
+
+def test_a_key_is_asked_for_where_the_server_has_one(assistant: Assistant) -> None:
+    guarded = document(Server(assistant, Settings(model=MODEL, keys=("k",))).state)
+    assert (
+        guarded["paths"]["/v1/models"]["get"]["security"]
+        and "401" in guarded["paths"]["/v1/models"]["get"]["responses"]
+    )
+    assert "security" not in guarded["paths"]["/health"]["get"]
+    assert set(guarded["components"]["securitySchemes"]) == {"bearer", "key"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "fits"),
+    [
+        ("ChatRequest", {"messages": [{"role": "user", "content": "x"}]}, True),
+        ("ChatRequest", {"messages": [{"role": "king", "content": "x"}]}, False),
+        ("ChatRequest", {"messages": [{"role": "user", "content": "x"}], "n": 0}, False),
+        ("ChatRequest", {"messages": [{"role": "user", "content": "x"}], "best": 1}, False),
+        ("ChatRequest", {"messages": [{"role": "user", "content": "x", "name": ""}]}, True),
+        ("ChatRequest", {"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, False),
+        ("CompletionRequest", {"prompt": [[1, 2], [3]]}, True),
+        ("CompletionRequest", {"prompt": [[1, 2], "x"]}, False),
+        ("ResponsesRequest", {"input": [{"role": "user", "content": "x"}]}, True),
+        ("ResponsesRequest", {"input": "x", "previous_response_id": "resp_1"}, False),
+        ("MessagesRequest", {"max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}, True),
+        ("MessagesRequest", {"messages": [{"role": "user", "content": "x"}]}, False),
+        ("CountRequest", {"messages": [{"role": "user", "content": [{"type": "document"}]}]}, False),
+    ],
+)
+def test_what_fits_the_document_is_what_is_read(
+    described: dict[str, Any], running: Running, name: str, fields: dict[str, Any], fits: bool
+) -> None:
+    paths = {
+        "ChatRequest": "/v1/chat/completions",
+        "CompletionRequest": "/v1/completions",
+        "ResponsesRequest": "/v1/responses",
+        "MessagesRequest": "/v1/messages",
+        "CountRequest": "/v1/messages/count_tokens",
+    }
+    least = {"ResponsesRequest": {"max_output_tokens": 1}, "MessagesRequest": {}, "CountRequest": {}}
+    asked = {"model": MODEL} | least.get(name, {"max_tokens": 1}) | fields
+    assert validator(described, name).is_valid(asked) == fits
+    assert (running.post(paths[name], asked).status == 200) == fits
+
+
+def test_answers_and_events_fit_the_document(described: dict[str, Any], running: Running) -> None:
+    hello: Any = [{"role": "user", "content": "Hello"}]
+    for path, asked in (
+        ("/v1/chat/completions", {"messages": hello, "max_tokens": 2, "logprobs": True, "top_logprobs": 1}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 2, "logprobs": 1, "echo": True}),
+        ("/v1/responses", {"input": "Hello", "max_output_tokens": 2, "top_logprobs": 1}),
+        ("/v1/messages", {"messages": hello, "max_tokens": 2}),
+    ):
+        content = described["paths"][path]["post"]["responses"]["200"]["content"]
+        whole = jsonschema_rs.Draft202012Validator(
+            content["application/json"]["schema"] | {"components": described["components"]}
+        )
+        whole.validate(running.post(path, {"model": MODEL} | asked).document)
+        data = content["text/event-stream"]["schema"]["properties"]["data"]
+        event = data["anyOf"][1]["contentSchema"] if "anyOf" in data else data["contentSchema"]
+        of_event = jsonschema_rs.Draft202012Validator(event | {"components": described["components"]})
+        body = running.post(path, {"model": MODEL, "stream": True} | asked).body.decode()
+        events = [part.partition("data: ")[2] for part in body.split("\n\n") if part]
+        for each in events:
+            if each != "[DONE]":
+                of_event.validate(json.loads(each))
+        assert len(events) > 3
+
+
+def test_the_document_is_served(running: Running) -> None:
+    served = running.get("/openapi.json").document
+    assert served["openapi"].startswith("3.1.")
+    assert served["components"]["schemas"]["ChatRequest"]["properties"]["model"] == {"enum": [MODEL]}
