@@ -1,13 +1,14 @@
 """Finished replies to messages: every notation, what stays text, and that parsing undoes rendering."""
 
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.prompt.message import Message, TextPart, Tool, ToolCall
-from puna.prompt.parse import parse
+from puna.prompt.parse import Reply, parse
 from puna.prompt.render import Renderer, ToolStyle, call_text
 from puna.prompt.tokenizer import Tokenizer
 
@@ -229,3 +230,76 @@ def test_hostile_text_stays_text_whatever_the_recursion_limit(unit: str) -> None
         assert parse(text) == _message(text, [])
     finally:
         sys.setrecursionlimit(limit)
+
+
+def grown(texts: list[str], tools: tuple[Tool, ...] = ()) -> Message:
+    reply = Reply(tools)
+    parts = [*(reply.push(text) for text in texts), reply.finish()]
+    return _message("".join(part.words for part in parts), [call for part in parts for call in part.calls])
+
+
+PIECES = st.sampled_from(
+    [
+        *"[](){}<>=,:;\"'*\\ \n1a.-e_rfg",
+        "[f(",
+        'a="x"',
+        "f(a=[1, {'b': None}])",
+        "[f(a=1), weather.get()]",
+        '{"name": "f", "parameters": {"a": tru',
+        "e}}",
+        '{"name": "f", "arguments": {}}',
+        '"type"',
+        '{"',
+        "**{",
+        "<function=f>",
+        '{"a": 1}',
+        "</function>",
+        "<|python_start|>",
+        "<|python_end|>",
+        '"""',
+        "True",
+        "words ",
+    ]
+)
+
+
+@given(
+    text=st.lists(PIECES, max_size=14).map("".join),
+    cuts=st.lists(st.integers(0, 120), max_size=12),
+    tools=st.sampled_from([(), TOOLS]),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_reply_is_the_same_however_it_comes(text: str, cuts: list[int], tools: tuple[Tool, ...]) -> None:
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    expected = parse(text, tools)
+    assert grown([text[begin:end] for begin, end in pairwise(places)], tools) == expected
+    assert grown(list(text), tools) == expected
+
+
+@pytest.mark.slow
+@given(text=st.lists(PIECES, max_size=30).map("".join), tools=st.sampled_from([(), TOOLS]))
+@settings(max_examples=20_000, deadline=None)
+def test_many_replies_are_the_same_character_by_character(text: str, tools: tuple[Tool, ...]) -> None:
+    assert grown(list(text), tools) == parse(text, tools)
+
+
+def test_words_and_calls_come_as_soon_as_they_are_certain() -> None:
+    reply = Reply(TOOLS)
+    texts = ["See [1] and ", "[f(", "a=1", "), f()", "]", " , then", " more ", "[g()]", "{"]
+    came = [reply.push(text) for text in texts]
+    assert [part.words for part in came] == ["See [1] and ", "", "", "", "", " , then", " more ", "[g()]", ""]
+    assert [len(part.calls) for part in came] == [0, 0, 0, 0, 2, 0, 0, 0, 0]
+    assert reply.finish() == ("{", ())
+
+
+def test_a_call_that_was_cut_off_stays_words() -> None:
+    for text in ('[f(a="x', '{"name": "f", "parameters": {"a', "<function=f>{", "[f(a=1)"):
+        assert grown([*text], TOOLS) == _message(text, [])
+
+
+def test_a_long_call_is_read_in_time_that_grows_with_its_length() -> None:
+    """A reader that began anew with every piece would look at 10^9 characters here."""
+    arguments = {f"a{i}": [i, {"b": "]"}] for i in range(3_000)}
+    text = call_text([ToolCall("f", arguments)], "pythonic")
+    (call,) = grown([text[i : i + 3] for i in range(0, len(text), 3)], TOOLS).tool_calls
+    assert call.arguments == arguments

@@ -1,7 +1,8 @@
-"""A finished reply to a message: its words, and the tool calls written in it.
+"""A reply to a message, as it grows or whole: its words, and the tool calls written in it.
 
-In: the text of one assistant turn, without its end token. Out: a `Message`. Models mix several notations, so all of
-them are read, with words before, between and after:
+In: the text of one assistant turn, without its end token, in pieces. Out: words and calls as soon as they are certain,
+the same however the text was cut; for a whole text, a `Message`. Models mix several notations, so all of them are
+read, with words before, between and after:
 
     [f(a="x"), g.h(b=[1, None], **{"from": True})]            a list of calls in Python's notation
     {"name": "f", "parameters": {"a": "x"}}                    JSON, one object, several, or a list of them
@@ -9,75 +10,45 @@ them are read, with words before, between and after:
     <function=f>{"a": "x"}</function>
     any of these between <|python_start|> and <|python_end|>
 
-Nothing is evaluated: calls hold literals only, and size and depth are limited. A call that is not understood to its
-last character stays text. Not here: checking arguments against a tool's schema.
-
-Source: llama_models 0.3.0, `models/llama4/prompt_format.md`, `models/llama3/tool_utils.py`.
+A call that is not understood to its last character stays text. Not here: reading what stands at one place (`calls`),
+checking arguments against a tool's schema.
 """
 
-import json
-import math
 import re
-import unicodedata
-from collections.abc import Collection, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from puna.errors import PromptError
-from puna.prompt.message import MAX_DEPTH, NAME, Message, TextPart, Tool, ToolCall
+from puna.prompt.calls import NotACallError, UnfinishedError, read_at
+from puna.prompt.message import NAME, Message, TextPart, Tool, ToolCall
 from puna.prompt.vocab import PYTHON_END, PYTHON_START
 
 MAX_CHARS = 1_000_000
-"""A longer reply is text as a whole: no model means that as a call."""
+"""What follows so many characters is text: no model means that as a call."""
 
 MAX_ATTEMPTS = 500
 """Places of a reply that are tried as the beginning of a call, so that hostile text costs little time."""
 
-MAX_DIGITS = 400
-
 _CANDIDATE = re.compile(
     rf"""\[\s*{NAME}\s*\(|\[\s*\{{|\{{\s*["'](?:name|type|function|parameters|arguments|id)["']|<function="""
 )
-_TAG = re.compile(rf"<function=({NAME})>\s*")
-_SEPARATOR = re.compile(r"[\s;,]*")
-_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
-_BLANK = re.compile(r"\s*")
-_NAME = re.compile(NAME)
-_ARGUMENT = re.compile(r"[^\W\d]\w*")
-_STRING = re.compile(
-    r'''(?P<raw>[rR]?)(?:"""(?P<a>(?:[^\\]|\\.)*?)"""|\'\'\'(?P<b>(?:[^\\]|\\.)*?)\'\'\'|"(?P<c>(?:[^"\\]|\\.)*+)"|'(?P<d>(?:[^'\\]|\\.)*+)')''',
-    re.DOTALL,
+_BEGUN = re.compile(rf"""\[\s*+(?:{NAME}\s*+)?+\Z|\{{\s*+(?:["'][a-z]*+)?+\Z|<[a-z]{{0,8}}+\Z""")
+"""The end of a text that may become a candidate."""
+
+_MARKER = re.compile("|".join(map(re.escape, (PYTHON_START, PYTHON_END))))
+_MARKER_BEGUN = re.compile(
+    "|".join(rf"{re.escape(name[:n])}\Z" for name in (PYTHON_START, PYTHON_END) for n in range(len(name) - 1, 0, -1))
 )
-_ESCAPE = re.compile(r"\\(\n|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^}]*\}|.)", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_WORD = re.compile(r"[A-Za-z]+")
-_CONSTANTS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
-_ESCAPED = {
-    "\n": "",
-    "a": "\a",
-    "b": "\b",
-    "f": "\f",
-    "n": "\n",
-    "r": "\r",
-    "t": "\t",
-    "v": "\v",
-    "\\": "\\",
-    "/": "/",
-    "'": "'",
-    '"': '"',
-}
+_SEPARATOR = re.compile(r"[\s;,]*+")
+_CLOSERS = re.compile(r"[\]})>]")
+
+_MAX_CLOSINGS = 30  # closing brackets after which an unfinished call is read anew; then only as it grows by half
 
 
-class _Found(NamedTuple):
-    """Calls, and the place in the text where they begin and end; no calls where the place holds other data."""
+class Grown(NamedTuple):
+    """Words and calls that became certain. Where both came at once, in the text the calls may stand anywhere."""
 
-    calls: list[ToolCall]
-    start: int
-    end: int
-
-
-class _NotACallError(Exception):
-    """The text at this place is no call; it stays text."""
+    words: str
+    calls: tuple[ToolCall, ...]
 
 
 def parse(text: str, tools: Sequence[Tool] = ()) -> Message:
@@ -87,274 +58,139 @@ def parse(text: str, tools: Sequence[Tool] = ()) -> Message:
     name is one. Words keep their blanks, so rendering the message gives `text` again where it was written in that
     style; blanks, commas and semicolons between and after calls, and the python markers, are dropped.
     """
-    found = _find(text, frozenset(tool.name for tool in tools))
-    words = _words(text, found)
+    reply = Reply(tools)
+    parts = (reply.push(text), reply.finish())
+    words = "".join(part.words for part in parts)
     content = (TextPart(words),) if words else ()
-    return Message("assistant", content, tuple(call for place in found for call in place.calls))
+    return Message("assistant", content, tuple(call for part in parts for call in part.calls))
 
 
-def _words(text: str, found: Sequence[_Found]) -> str:
-    """Returns `text` without the places in `found` and without what only separates them."""
-    if not found:
-        return text
-    gaps = [text[here.end : there.start] for here, there in pairwise(found)]
-    gaps.append(text[found[-1].end :])
-    kept = [text[: found[0].start], *gaps]
-    kept = [words.replace(PYTHON_START, "").replace(PYTHON_END, "") for words in kept]
-    return kept[0] + "".join(gap for gap in kept[1:] if not _SEPARATOR.fullmatch(gap))
+class Reply:
+    """One reply while it grows: `push` its text, then `finish`; joined, what they return is what `parse` returns."""
 
+    def __init__(self, tools: Sequence[Tool] = ()) -> None:
+        self._names = frozenset(tool.name for tool in tools)
+        self._words = _Words()
+        self._n_left = MAX_CHARS  # characters in which calls are looked for
+        self._n_attempts = MAX_ATTEMPTS
+        self._rest = ""  # what is not decided
+        self._more: list[str] = []  # what has come since that was looked at
+        self._n_undecided = 0  # characters of both
+        self._n_next = 0  # as long as the rest must be before it is looked at again, unless a bracket closes
+        self._n_closings = 0
+        self.n_misread = 0  # places where a call of a tool began and none was
 
-def _find(text: str, names: Collection[str]) -> list[_Found]:
-    found: list[_Found] = []
-    start = 0
-    for _ in range(MAX_ATTEMPTS if len(text) <= MAX_CHARS else 0):
-        candidate = _CANDIDATE.search(text, start)
-        if candidate is None:
-            break
-        start = candidate.start()
-        try:
-            place = _read_at(text, start)
-        except (_NotACallError, PromptError):
-            start += 1
-        else:
-            start = place.end
-            if place.calls and (not names or all(call.name in names for call in place.calls)):
-                found.append(place)
-    return found
+    def push(self, text: str) -> Grown:
+        """Returns what became certain with `text`."""
+        looked_at, beyond = text[: self._n_left], text[self._n_left :]
+        self._n_left -= len(looked_at)
+        self._more.append(looked_at)
+        self._n_undecided += len(looked_at)
+        grown = [*self._decided(is_whole=bool(beyond))] if self._is_due(looked_at) or beyond else []
+        return self._shown([*grown, beyond])
 
+    def finish(self) -> Grown:
+        """Returns what was held back, now that nothing follows."""
+        shown = self._shown([*self._decided(is_whole=True)])
+        return Grown(shown.words + self._words.finish(), shown.calls)
 
-def _read_at(text: str, start: int) -> _Found:
-    """Returns what is written at `start`. Raises _NotACallError, or PromptError from `ToolCall`, for nonsense."""
-    if text[start] == "<":
-        return _tagged_call(text, start)
-    after = _blank_end(text, start + 1)
-    if text[start] == "[" and text[after] != "{":
-        reader = _Reader(text, start)
-        return _Found(reader.calls(), start, reader.at)
-    value, end = _object(text, start)
-    try:
-        calls = [_call_of(document) for document in (value if isinstance(value, list) else [value])]
-    except (_NotACallError, PromptError):
-        calls = []
-    return _Found(calls, start, end)
+    def _is_due(self, new: str) -> bool:
+        """Says whether to look at the rest: at every piece of a long call would take its square in time."""
+        if self._n_undecided >= self._n_next:
+            return True
+        self._n_closings += _CLOSERS.search(new) is not None
+        return self._n_closings <= _MAX_CLOSINGS and _CLOSERS.search(new) is not None
 
-
-def _tagged_call(text: str, start: int) -> _Found:
-    tag = _TAG.match(text, start)
-    if tag is None or not text.startswith("{", tag.end()):
-        raise _NotACallError
-    arguments, end = _object(text, tag.end())
-    closing = _blank_end(text, end)
-    end = closing + len("</function>") if text.startswith("</function>", closing) else end
-    return _Found([ToolCall(tag[1], arguments)], start, end)
-
-
-def _call_of(document: Any) -> ToolCall:
-    """Returns the call of one JSON object, which holds a name and arguments and nothing unknown."""
-    if isinstance(document, dict) and isinstance(document.get("function"), dict):
-        document = {key: value for key, value in document.items() if key != "function"} | document["function"]
-    if not isinstance(document, dict) or not document.keys() <= {"name", "parameters", "arguments", "type", "id"}:
-        raise _NotACallError
-    name, call_id = document.get("name"), document.get("id")
-    keys = document.keys() & {"parameters", "arguments"}
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(keys) != 1:
-        raise _NotACallError
-    if document.get("type", "function") != "function" or not isinstance(call_id, str | None):
-        raise _NotACallError
-    arguments = document[keys.pop()]
-    if isinstance(arguments, str):
-        arguments = _whole_object(arguments)
-    return ToolCall(name, {} if arguments is None else arguments, call_id)
-
-
-def _blank_end(text: str, at: int) -> int:
-    blank = _BLANK.match(text, at)
-    return at if blank is None else blank.end()
-
-
-def _object(text: str, start: int) -> tuple[Any, int]:
-    """Returns the JSON value at `start` and its end; where JSON fails, the same in Python's notation is read.
-
-    What is nested too deep is refused before the library reads it: how deep that goes, and how long it takes, would
-    depend on the process's recursion limit.
-    """
-    if _is_deeper(text, start, MAX_DEPTH):
-        raise _NotACallError
-    try:
-        value, end = _JSON.raw_decode(text, start)
-    except ValueError:
-        reader = _Reader(text, start)
-        value, end = reader.value(MAX_DEPTH), reader.at
-    return value, end
-
-
-def _is_deeper(text: str, start: int, most: int) -> bool:
-    """Says whether the brackets that open at `start` nest deeper than `most` before they close; strings are skipped."""
-    depth = 0
-    for part in _STRUCTURE.finditer(text, start):
-        if part[0] in "[{":
-            depth += 1
-            if depth > most:
-                return True
-        elif part[0] in "]}":
-            depth -= 1
-            if depth <= 0:
-                return False
-    return False
-
-
-def _whole_object(text: str) -> Any:
-    value, end = _object(text, _blank_end(text, 0))
-    if text[end:].strip():
-        raise _NotACallError
-    return value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_refuse)
-
-
-class _Reader:
-    """Reads Python's literal notation at `at` and moves on; every method raises _NotACallError where it does not fit.
-
-    More than Python allows: JSON's true, false, null and escaped slash, keywords as argument names, names with dots and
-    dashes, line ends within strings. Less: no expressions, no sets, no bytes, and keys of dictionaries are strings.
-    """
-
-    def __init__(self, text: str, at: int) -> None:
-        self.text = text
-        self.at = at
-
-    def calls(self) -> list[ToolCall]:
-        self._expect("[")
-        calls = [self._call()]
-        while self._take(",") and not self._sees("]"):
-            calls.append(self._call())
-        self._expect("]")
-        return calls
-
-    def value(self, depth: int) -> Any:
-        if depth == 0:
-            raise _NotACallError
-        match self._peek():
-            case "[":
-                return self._items("[", "]", depth)
-            case "(":
-                return self._items("(", ")", depth)
-            case "{":
-                return self._dictionary(depth)
-            case char if char in "0123456789+-.":
-                return self._number()
-        word = _WORD.match(self.text, self.at)
-        if word and word[0] in _CONSTANTS:
-            self.at = word.end()
-            return _CONSTANTS[word[0]]
-        return self._string()
-
-    def _call(self) -> ToolCall:
-        name = self._match(_NAME)[0]
-        arguments: dict[str, object] = {}
-        self._expect("(")
-        while not self._sees(")"):
-            if self._take("**"):
-                new = self._dictionary(MAX_DEPTH + 1)
+    def _shown(self, grown: Sequence[str | tuple[ToolCall, ...]]) -> Grown:
+        words, calls = "", list[ToolCall]()
+        for each in grown:
+            if isinstance(each, str):
+                words += self._words.push(each)
             else:
-                key = self._match(_ARGUMENT)[0]
-                self._expect("=")
-                new = {key: self.value(MAX_DEPTH)}
-            if arguments.keys() & new.keys():
-                raise _NotACallError
-            arguments |= new
-            if not self._take(","):
-                break
-        self._expect(")")
-        return ToolCall(name, arguments)
+                words += self._words.call()
+                calls += each
+        return Grown(words, tuple(calls))
 
-    def _items(self, opening: str, closing: str, depth: int) -> list[Any]:
-        self._expect(opening)
-        items = []
-        while not self._sees(closing):
-            items.append(self.value(depth - 1))
-            if not self._take(","):
-                break
-        self._expect(closing)
-        return items
+    def _decided(self, *, is_whole: bool) -> Iterator[str | tuple[ToolCall, ...]]:
+        """Yields words and calls from the beginning of the rest, as far as that can be told, and takes them off it."""
+        text, start = "".join((self._rest, *self._more)), 0
+        self._more.clear()
+        while (candidate := self._candidate(text, start)) is not None:
+            yield text[start : candidate.start()]
+            start = candidate.start()
+            try:
+                place = read_at(text, start, is_whole=is_whole)
+            except UnfinishedError:
+                if not is_whole:
+                    self._keep(text[start:], (len(text) - start) * 3 // 2)
+                    return
+                end = start + 1
+            except NotACallError:
+                end = start + 1
+            else:
+                end = place.end
+                if place.calls and (not self._names or all(call.name in self._names for call in place.calls)):
+                    yield tuple(place.calls)
+                    start = end
+            self._n_attempts -= 1
+            self._n_closings = 0
+            self.n_misread += start < end
+            yield text[start:end]
+            start = end
+        begun = None if is_whole or not self._n_attempts else _BEGUN.search(text, start)
+        end = len(text) if begun is None else begun.start()
+        yield text[start:end]
+        n_kept = len(text) - end
+        self._keep(text[end:], n_kept * 5 // 4 if n_kept > 64 else 0)
 
-    def _dictionary(self, depth: int) -> dict[str, Any]:
-        self._expect("{")
-        items = {}
-        while not self._sees("}"):
-            key = self._string()
-            self._expect(":")
-            items[key] = self.value(depth - 1)
-            if not self._take(","):
-                break
-        self._expect("}")
-        return items
+    def _keep(self, rest: str, n_next: int) -> None:
+        self._rest, self._n_undecided, self._n_next = rest, len(rest), n_next
 
-    def _number(self) -> int | float:
-        digits = self._match(_NUMBER)[0]
-        if len(digits) > MAX_DIGITS:
-            raise _NotACallError
-        value = int(digits) if digits.lstrip("+-").isdigit() else float(digits)
-        if not math.isfinite(value):
-            raise _NotACallError
-        return value
-
-    def _string(self) -> str:
-        """Reads one or more strings side by side. Escaped surrogate pairs become their character, lone ones U+FFFD."""
-        parts = [self._string_part()]
-        while self._peek() in "\"'":
-            parts.append(self._string_part())
-        return "".join(parts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-    def _string_part(self) -> str:
-        literal = self._match(_STRING)
-        body = next(literal[group] for group in "abcd" if literal[group] is not None)
-        return body if literal["raw"] else _ESCAPE.sub(_unescaped, body)
-
-    def _peek(self) -> str:
-        """Returns the next character that is not blank; raises at the end of the text."""
-        self.at = _blank_end(self.text, self.at)
-        if self.at >= len(self.text):
-            raise _NotACallError
-        return self.text[self.at]
-
-    def _sees(self, mark: str) -> bool:
-        self._peek()
-        return self.text.startswith(mark, self.at)
-
-    def _take(self, mark: str) -> bool:
-        seen = self._sees(mark)
-        self.at += len(mark) if seen else 0
-        return seen
-
-    def _expect(self, mark: str) -> None:
-        if not self._take(mark):
-            raise _NotACallError
-
-    def _match(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        self._peek()
-        match = pattern.match(self.text, self.at)
-        if match is None:
-            raise _NotACallError
-        self.at = match.end()
-        return match
+    def _candidate(self, text: str, start: int) -> re.Match[str] | None:
+        return _CANDIDATE.search(text, start) if self._n_attempts else None
 
 
-def _unescaped(escape: re.Match[str]) -> str:
-    """Returns the character of a Python escape; an unknown escape stays as it is, as in Python."""
-    code = escape[1]
-    if code in _ESCAPED:
-        return _ESCAPED[code]
-    try:
-        if code[0] == "N" and len(code) > 1:
-            return unicodedata.lookup(code[2:-1])
-        if code[0] in "xuU" and len(code) > 1:
-            return chr(int(code[1:], 16))
-    except (KeyError, ValueError, OverflowError) as error:
-        raise _NotACallError from error
-    return chr(int(code, 8)) if code[0] in "01234567" else escape[0]
+class _Words:
+    """Words without the python markers, where there are calls, and without what only separates calls."""
+
+    def __init__(self) -> None:
+        self._has_calls = False
+        self._gap: str | None = None  # behind a call: what only separates so far
+        self._held = ""  # what is a marker, or may become one
+
+    def push(self, text: str) -> str:
+        """Returns the words that are certain."""
+        text, self._held = self._held + text, ""
+        if not self._has_calls:  # whether a marker is one shows with the first call
+            marker = _MARKER.search(text) or _MARKER_BEGUN.search(text)
+            end = len(text) if marker is None else marker.start()
+            self._held = text[end:]
+            return text[:end]
+        text = _MARKER.sub("", text)
+        begun = _MARKER_BEGUN.search(text)
+        end = len(text) if begun is None else begun.start()
+        self._held = text[end:]
+        return self._after_gap(text[:end])
+
+    def call(self) -> str:
+        """Returns the words that are certain now that a call stands here."""
+        held, self._held = _MARKER.sub("", self._held), ""
+        words = self._after_gap(held)
+        self._has_calls, self._gap = True, ""
+        return words
+
+    def finish(self) -> str:
+        """Returns the words that were held back."""
+        held, self._held = self._held, ""
+        return self._after_gap(held) if self._has_calls else held
+
+    def _after_gap(self, text: str) -> str:
+        """Returns `text`, or holds it back while it only separates calls."""
+        if self._gap is None:
+            return text
+        gap = self._gap + text
+        if _SEPARATOR.fullmatch(gap):
+            self._gap = gap
+            return ""
+        self._gap = None
+        return gap

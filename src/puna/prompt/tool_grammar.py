@@ -88,13 +88,6 @@ def _more(least: int, most: int | None) -> str:
     return "" if most == 1 else f' (", " call){{{least},{"" if most is None else most - 1}}}'
 
 
-def _json_call(tool: Tool) -> str:
-    schema = {"type": "object"} | tool.parameters | {"type": "object"}
-    options = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
-    before = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "parameters": '
-    return f'{_quoted(before)} %json {json.dumps(schema | options)} "}}"'
-
-
 class _Call(NamedTuple):
     """A call in two parts: the text that it begins with, and the grammar of the rest."""
 

@@ -1,8 +1,7 @@
 """Pieces of answers to what clients read: chunks while an answer grows, or the whole.
 
 In: pieces, in order, and what was asked. Out: chunk choices; a whole choice is its chunks joined, so a stream and a
-plain answer cannot differ. With tools, text is held back from the first character with which a call could begin
-until the answer has ended and can be parsed.
+plain answer cannot differ. With tools, what could be a call is held back until that is certain.
 Not here: who makes the pieces (`worker`), requests (`convert`), sending (`app`).
 
 Source of the shapes: OpenAI's API reference; event stream format of the HTML standard, section 9.2.
@@ -19,9 +18,9 @@ from msgspec import UNSET, UnsetType
 from puna.chat import Piece
 from puna.engine.request import TokenLogprobs
 from puna.errors import PromptError
-from puna.prompt import parse
 from puna.prompt.message import Tool
 from puna.prompt.message import ToolCall as Call
+from puna.prompt.parse import Reply
 from puna.prompt.tokenizer import Tokenizer
 from puna.serve.schema import (
     ChatChoice,
@@ -48,8 +47,6 @@ PING = b": still here\n\n"
 
 LEAST_LOGPROB = -9999.0
 """Instead of minus infinity, which JSON cannot hold. Source: vLLM's OpenAI server."""
-
-_CALL_BEGINS = "[{<"
 
 Results = dict[str, Any]
 """What protections found in a choice, for its last chunk."""
@@ -180,12 +177,11 @@ class GrowingChat:
         self._routing = Routing((), 0) if routing is None else routing
         self._tokenizer = tokenizer
         self._ids: list[int] | UnsetType = [] if wants_ids else UNSET
-        self._tools = tools
+        self._reply = Reply(tools) if tools else None
         self._most_calls = most_calls
         self._new_call_id = new_call_id
         self._results = results
-        self._text = ""
-        self._n_shown = 0
+        self._n_calls = 0
         self._logprobs: list[TokenLogprob] = []
         self._stopped: str | None = None
 
@@ -201,34 +197,36 @@ class GrowingChat:
         if self._ids is not UNSET and piece.token is not None:
             self._ids.append(piece.token)
         content, calls = self._advance(piece)
-        if not content and piece.finish is None:
+        if not content and not calls and piece.finish is None:
             return None
         delta = Delta(content=content or UNSET, tool_calls=self._calls(calls) or UNSET)
-        return self._chunk(delta, "tool_calls" if calls else piece.finish)
+        return self._chunk(delta, "tool_calls" if self._n_calls and piece.finish == "stop" else piece.finish)
 
     def _advance(self, piece: Piece) -> tuple[str, Sequence[Call]]:
-        if not self._tools:
+        if self._reply is None:
             return piece.text, ()
-        self._text += piece.text
-        if piece.finish is None:
-            places = [place for mark in _CALL_BEGINS if (place := self._text.find(mark)) >= 0]
-            sure, calls = self._text[: min(places, default=len(self._text))], ()
-        else:
-            message = parse.parse(self._text, self._tools)
-            sure, calls = message.text, message.tool_calls[: self._most_calls]  # type: ignore[assignment]
-        new, self._n_shown = sure[self._n_shown :], len(sure)
-        return new, calls
+        words, calls = self._reply.push(piece.text)
+        if piece.finish is not None:
+            last_words, last_calls = self._reply.finish()
+            words, calls = words + last_words, calls + last_calls
+        return words, calls if self._most_calls is None else calls[: max(self._most_calls - self._n_calls, 0)]
 
     def _calls(self, calls: Sequence[Call]) -> list[ToolCall]:
+        first, self._n_calls = self._n_calls, self._n_calls + len(calls)
         return [
             ToolCall(
-                index=i,
+                index=first + i,
                 id=self._new_call_id(),
                 type="function",
                 function=FunctionCall(name=call.name, arguments=json.dumps(call.arguments, ensure_ascii=False)),
             )
             for i, call in enumerate(calls)
         ]
+
+    @property
+    def n_misread(self) -> int:
+        """Places that began like a call of a tool and were none."""
+        return 0 if self._reply is None else self._reply.n_misread
 
     def _chunk(self, delta: Delta, finish: str | None) -> ChatChunkChoice:
         logprobs, self._logprobs = self._logprobs, []
