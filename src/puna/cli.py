@@ -17,7 +17,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,9 +29,14 @@ if TYPE_CHECKING:
     from puna.eval.ask import Model as EvalModel
     from puna.eval.run import Settings
     from puna.eval.suite import Suite
+    from puna.guard.guard import Guard
+    from puna.guard.guarded import Guarded
+    from puna.guard.pipeline import Pipeline
+    from puna.guard.policy import Policy
     from puna.parallel import Layout
     from puna.prompt.message import Message
     from puna.quant.drift import Drift
+    from puna.serve.batch import Summary
 
 _SAMPLING = {
     "temperature": (float, "0 takes the most probable token; higher is bolder (default 0.6)"),
@@ -131,7 +136,8 @@ def _add_chat(commands: Any) -> None:
     parser.add_argument(
         "-m", "--message", metavar="TEXT", help="answer this and exit; without a terminal, read from stdin"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--system", metavar="TEXT", help="system message; '' for none (default: one for large models)")
+    _add_protection(parser)
     _add_making(parser)
 
 
@@ -139,6 +145,7 @@ def _add_complete(commands: Any) -> None:
     parser = _command(commands, "complete", _complete, "continue a text")
     parser.add_argument("text", metavar="TEXT", help="the text; - reads it from stdin")
     parser.add_argument("--model", metavar="MODEL", help="directory or hub id (default: cria, which ships with puna)")
+    _add_protection(parser)
     _add_making(parser)
 
 
@@ -158,6 +165,9 @@ def _add_serve(commands: Any) -> None:
         "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
     )
     parser.add_argument("--vllm-metrics", action="store_true", help="name metrics as vLLM does, for its dashboards")
+    parser.add_argument("--system", metavar="TEXT", help="for conversations that have no system message; '' for none")
+    parser.add_argument("--reports", type=Path, metavar="FILE", help="keep what clients report of answers: hashes only")
+    _add_protection(parser)
     _add_machine(parser)
 
 
@@ -170,6 +180,11 @@ def _add_batch(commands: Any) -> None:
     parser.add_argument(
         "--at-once", type=int, default=128, metavar="N", help="requests in progress, of each engine (default 128)"
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster, one engine a worker: auto, or HOST:PORT"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="with --ray (default: one a GPU, or else a machine)")
+    _add_protection(parser)
     _add_machine(parser)
 
 
@@ -221,8 +236,13 @@ def _add_prune_guard(commands: Any) -> None:
 
 def _add_guard(commands: Any) -> None:
     parser = _command(commands, "guard", _guard, "check texts or code, one verdict a line, in order")
-    parser.add_argument("kind", choices=("injection", "code", "hidden"), help="what to look for")
-    parser.add_argument("file", metavar="FILE", type=Path, help="JSON lines with `text`, or `code` and `language`")
+    parser.add_argument("kind", choices=("content", "injection", "code", "hidden"), help="what to look for")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="JSON lines with `text`, or `code` and `language`, or `messages`"
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="for content a Llama Guard, for injection a Prompt Guard 2 (default: neither)"
+    )
 
 
 def _add_eval(commands: Any) -> None:
@@ -276,6 +296,19 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="of each case, after one more (default 7)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="of the sampler (default 0)")
     _add_machine(parser)
+
+
+def _add_protection(parser: argparse.ArgumentParser) -> None:
+    """Adds which protections stand around the model."""
+    parser.add_argument(
+        "--guard",
+        default="chatbot",
+        metavar="POLICY",
+        help="chatbot, visual_qa, coding_assistant, agent, off, or a file (default: chatbot)",
+    )
+    parser.add_argument(
+        "--guard-model", metavar="MODEL", help="Llama Guard to judge contents (default: phrases, which see little)"
+    )
 
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
@@ -336,25 +369,28 @@ def _chat(arguments: argparse.Namespace) -> None:
         raise PromptError("--json answers one message: give it with --message TEXT, or on standard input")
     images = _images(arguments.image)
     text = None if interactive else _message_text(arguments.message)
-    assistant = _assistant(arguments.model, arguments)
+    assistant = _guarded(_assistant(arguments.model, arguments), arguments)
     if text is None:
         _converse(assistant, arguments, images)
         return
-    messages = [] if arguments.system is None else [Message("system", (TextPart(arguments.system),))]
-    messages.append(Message("user", (*map(ImagePart, images), TextPart(text))))
-    _reply(assistant, messages, arguments)
+    _reply(assistant, [Message("user", (*map(ImagePart, images), TextPart(text)))], arguments)
 
 
-def _reply(assistant: "Assistant", messages: "Sequence[Message]", arguments: argparse.Namespace) -> None:
+def _reply(assistant: "Guarded", messages: "Sequence[Message]", arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     if arguments.json:
         response = assistant.respond(messages, **options)
-        _print_response(response, arguments, lambda answer: {"message": answer.message.to_dict()}, assistant.drafts)
+        _print_response(
+            response,
+            arguments,
+            lambda answer: {"message": answer.message.to_dict()} | assistant.told(answer),
+            assistant.drafts,
+        )
     else:
         _print_stream(assistant.stream_chat(messages, **options))
 
 
-def _converse(assistant: "Assistant", arguments: argparse.Namespace, images: Sequence[Any]) -> None:
+def _converse(assistant: "Guarded", arguments: argparse.Namespace, images: Sequence[Any]) -> None:
     from puna.terminal import Conversation, Screen, converse
 
     with contextlib.suppress(ImportError):
@@ -362,26 +398,30 @@ def _converse(assistant: "Assistant", arguments: argparse.Namespace, images: Seq
 
     screen = Screen.on(sys.stdout)
     screen.note(f"{_model_name(arguments.model)}: type a message, drop a picture, or /help")
-    converse(
-        Conversation(assistant, screen, system=arguments.system, images=images, options=_options(arguments)), screen
-    )
+    screen.note(assistant.pipeline.summary)
+    converse(Conversation(assistant, screen, images=images, options=_options(arguments)), screen)
 
 
 def _complete(arguments: argparse.Namespace) -> None:
+    from puna.guard.guarded import Guarded
+
     text = _standard_input() if arguments.text == "-" else arguments.text
     images = _images(arguments.image)
-    assistant = _assistant(arguments.model, arguments)
+    model = _assistant(arguments.model, arguments)
+    assistant = Guarded(model, _pipeline(model, arguments))
     options = _options(arguments)
     if arguments.json:
         response = assistant.extend(text, images, **options)
-        _print_response(response, arguments, lambda answer: {"text": answer.text}, assistant.drafts)
+        _print_response(
+            response, arguments, lambda answer: {"text": answer.text} | assistant.told(answer), assistant.drafts
+        )
     else:
         _print_stream(assistant.stream_complete(text, images, **options))
 
 
 def _serve(arguments: argparse.Namespace) -> None:
     try:
-        from puna.serve import app, metrics
+        from puna.serve import app, guarding, metrics
     except ImportError as error:
         raise DeviceError(f"puna serve needs {error.name}, which is missing: pip install 'puna[serve]'") from error
     import logging
@@ -394,43 +434,89 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.host not in app.LOCAL_HOSTS and not keys:
         print(f"warning: others may reach {arguments.host}, and no key is asked of them", file=sys.stderr)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("puna.serve").setLevel(logging.INFO)
+    for name in ("puna.serve", "puna.guard"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    assistant = _assistant(arguments.model, arguments)
+    protections = guarding.Protections(
+        _pipeline(assistant, arguments), system=_system(assistant, arguments), reports=arguments.reports
+    )
     settings = app.Settings(
         model=model,
         keys=keys,
         max_open=arguments.max_open,
         metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
+        screen=protections,
     )
 
     def say(url: str) -> None:
         _print({"model": model, "url": url}, arguments, f"{model} answers at {url}")
         sys.stdout.flush()
 
-    assistant = _assistant(arguments.model, arguments)
     host, port, drain_seconds = arguments.host, arguments.port, arguments.drain_seconds
     app.run(assistant, settings, host=host, port=port, drain_seconds=drain_seconds, say=say)
 
 
 def _batch(arguments: argparse.Namespace) -> None:
     try:
-        from puna.serve import batch
+        from puna.serve import batch, guarding
     except ImportError as error:
         raise DeviceError(f"puna batch needs {error.name}, which is missing: pip install 'puna[serve]'") from error
     import asyncio
     from dataclasses import asdict
 
-    if arguments.at_once < 1:
-        raise ConfigError(f"--at-once is {arguments.at_once}: give 1 or more")
+    for name in ("at_once", "workers"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
+    if arguments.workers is not None and arguments.ray is None:
+        raise ConfigError(f"--workers is {arguments.workers} and --ray is not given: leave it out, or give both")
     source, target = arguments.source, arguments.target
     source.open("rb").close()  # a wrong name is wrong now, not when the model is loaded
     model = arguments.name or Path(_model_name(arguments.model)).name
-    assistant = _assistant(arguments.model, arguments)
-    summary = asyncio.run(
-        batch.run_here(source, target, assistant, model=model, at_once=arguments.at_once, say=_say_progress)
-    )
+    if arguments.ray is None:
+        assistant = _assistant(arguments.model, arguments)
+        protections = guarding.Protections(_pipeline(assistant, arguments))
+        run = batch.run_here(
+            source,
+            target,
+            assistant,
+            model=model,
+            at_once=arguments.at_once,
+            say=_say_progress,
+            screen=protections,
+        )
+    else:
+        run = _run_on_cluster(arguments, model)
+    summary = asyncio.run(run)
     document = {"model": model, "out": str(target)} | asdict(summary)
     text = f"{target}: {summary.lines} lines, {summary.kept} of them from before, {summary.failed} failed"
     _print(document, arguments, text)
+
+
+def _run_on_cluster(arguments: argparse.Namespace, model: str) -> "Coroutine[Any, Any, Summary]":
+    try:
+        from puna.serve import ray_batch
+    except ImportError as error:
+        raise DeviceError(f"--ray needs {error.name}, which is missing: pip install 'puna[ray]'") from error
+
+    options = _loading(arguments)
+    if options["layout"] is not None:
+        raise ConfigError("--ray gives each worker a model of its own: leave --tensor, --expert and --pipeline out")
+    named = _model_name(arguments.model)
+    plan = ray_batch.Plan(
+        source=Path(named).resolve() if Path(named).exists() else named,
+        options=options,
+        model=model,
+        at_once=arguments.at_once,
+        policy=_policy(arguments),
+    )
+    return ray_batch.run_on_cluster(
+        arguments.source,
+        arguments.target,
+        plan,
+        address=arguments.ray,
+        n_workers=arguments.workers,
+        say=_say_progress,
+    )
 
 
 def _api_keys(file: Path | None) -> tuple[str, ...]:
@@ -677,11 +763,24 @@ def _guard(arguments: argparse.Namespace) -> None:
 
     try:
         with arguments.file.open(encoding="utf-8") as lines:
-            for verdict in check_lines(arguments.kind, lines):
+            for verdict in check_lines(arguments.kind, lines, _guard_on_weights(arguments.kind, arguments.model)):
                 text = f"{verdict['action']:6} {verdict['score']:.3f} {' '.join(verdict['codes'])}".rstrip()
                 _print(verdict, arguments, text)
     except UnicodeDecodeError as error:
         raise PromptError(f"{arguments.file}: is not UTF-8 ({error.reason}); convert it first") from error
+
+
+def _guard_on_weights(kind: str, model: str | None) -> "Guard | None":
+    """Returns the guard of a checkpoint, None where none was named."""
+    if model is None:
+        return None
+    from puna.guard.content import content_guard
+    from puna.guard.prompt_guard import prompt_guard
+    from puna.weights import hub
+
+    if kind not in ("content", "injection"):
+        raise ConfigError(f"--model is {model!r}: there is no model for {kind}, it works by rules; leave it out")
+    return content_guard(hub.resolve(model)) if kind == "content" else prompt_guard(hub.resolve(model))
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -711,21 +810,56 @@ def _model_name(named: str | None) -> str:
 def _assistant(named: str | None, arguments: argparse.Namespace) -> "Assistant":
     from puna.chat import load
 
-    return load(
-        _model_name(named),
-        dtype=arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
-        device=arguments.device or os.environ.get("PUNA_DEVICE") or None,
-        quantize=arguments.quantize,
-        cache_dir=arguments.cache_dir,
-        speculate=arguments.speculate,
-        offload=arguments.offload,
-        offload_dir=arguments.offload_dir,
-        expert_cache_bytes=_bytes("expert-cache-gb", arguments.expert_cache_gb),
-        spill_bytes=_bytes("spill-gb", arguments.spill_gb),
-        spill_dir=arguments.spill_dir,
-        layout=_layout(arguments),
-        progress=_progress("loading"),
-    )
+    return load(_model_name(named), progress=_progress("loading"), **_loading(arguments))
+
+
+def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what `chat.load` is told by arguments and environment."""
+    return {
+        "dtype": arguments.dtype or os.environ.get("PUNA_DTYPE") or None,
+        "device": arguments.device or os.environ.get("PUNA_DEVICE") or None,
+        "quantize": arguments.quantize,
+        "cache_dir": arguments.cache_dir,
+        "speculate": arguments.speculate,
+        "offload": arguments.offload,
+        "offload_dir": arguments.offload_dir,
+        "expert_cache_bytes": _bytes("expert-cache-gb", arguments.expert_cache_gb),
+        "spill_bytes": _bytes("spill-gb", arguments.spill_gb),
+        "spill_dir": arguments.spill_dir,
+        "layout": _layout(arguments),
+    }
+
+
+def _guarded(assistant: "Assistant", arguments: argparse.Namespace) -> "Guarded":
+    """Returns a model behind its protections, with the system message that begins each conversation."""
+    from puna.guard.guarded import Guarded
+
+    return Guarded(assistant, _pipeline(assistant, arguments), system=_system(assistant, arguments))
+
+
+def _pipeline(assistant: "Assistant", arguments: argparse.Namespace) -> "Pipeline":
+    from puna.guard import pipeline
+
+    return pipeline.make(_policy(arguments), assistant)
+
+
+def _policy(arguments: argparse.Namespace) -> "Policy":
+    from dataclasses import replace
+
+    from puna.guard import policy
+
+    chosen = policy.load(arguments.guard)
+    return chosen if arguments.guard_model is None else replace(chosen, content=arguments.guard_model)
+
+
+def _system(assistant: "Assistant", arguments: argparse.Namespace) -> str | None:
+    """Returns the system message that was given, or else the one that helps this model, if any does."""
+    from puna.guard import persona
+    from puna.weights import hub
+
+    if arguments.system is not None:
+        return arguments.system or None
+    return persona.for_checkpoint(hub.resolve(_model_name(arguments.model)), assistant.config)
 
 
 def _bytes(name: str, gigabytes: float | None) -> int | None:

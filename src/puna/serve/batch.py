@@ -25,6 +25,7 @@ from puna.serve.app import Settings
 from puna.serve.convert import Limits
 from puna.serve.desk import Desk, Reply
 from puna.serve.finished import Finished
+from puna.serve.screen import MakeScreen
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line is an error of its own: it is not held."""
@@ -65,12 +66,16 @@ Answer = Callable[[Item], Awaitable[Result]]
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
-    """What a run did. `kept` lines were finished by earlier runs; all other counts are of this one."""
+    """What a run did. `kept` lines were finished by earlier runs; all other counts are of this one.
+
+    `repeated` counts lines that were asked again since a worker was lost.
+    """
 
     lines: int = 0
     kept: int = 0
     answered: int = 0
     failed: int = 0
+    repeated: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -129,16 +134,23 @@ def read(source: Path, model: str) -> Iterator[Item]:
 
 
 async def run_here(
-    source: Path, target: Path, assistant: Assistant, *, model: str, at_once: int, say: Callable[[str], None]
+    source: Path,
+    target: Path,
+    assistant: Assistant,
+    *,
+    model: str,
+    at_once: int,
+    say: Callable[[str], None],
+    screen: MakeScreen | None = None,
 ) -> Summary:
-    """Does what `run` does, with an assistant in this process."""
-    async with Desk(assistant, settings(model, at_once)) as desk:
+    """Does what `run` does, with an assistant in this process, behind what `screen` makes of its answers."""
+    async with Desk(assistant, settings(model, at_once, screen)) as desk:
         return await run(source, target, lambda item: answer(desk, item), model=model, at_once=at_once, say=say)
 
 
-def settings(model: str, at_once: int) -> Settings:
+def settings(model: str, at_once: int, screen: MakeScreen | None = None) -> Settings:
     """Returns how a desk behaves that nobody else uses: there is room for whatever `at_once` lines ask for."""
-    return Settings(model=model, max_open=at_once * Limits().max_choices)
+    return Settings(model=model, max_open=at_once * Limits().max_choices, screen=screen)
 
 
 async def answer(desk: Desk, item: Item) -> Result:
@@ -186,7 +198,7 @@ async def run(
         raise ConfigError(f"OUT is {target}, which is IN: name another file for the answers")
     size, finished = source.stat().st_size, Finished(target)
     counts, begin = Summary(kept=finished.n_before), clock()
-    said, open_ = begin, dict[asyncio.Future[Result], Item]()
+    said, end, open_ = begin, 0, dict[asyncio.Future[Result], Item]()
 
     async def settle() -> None:
         nonlocal said
@@ -197,7 +209,8 @@ async def run(
             _count(counts, result)
         if clock() - said >= _SECONDS_BETWEEN_LINES:
             said = clock()
-            say(_progress(counts, min((item.end for item in open_.values()), default=size) / size, said - begin))
+            open_bytes = sum(len(item.line or b"") for item in open_.values())
+            say(_progress(counts, (end - open_bytes) / size, said - begin))
 
     try:
         finished.check(item.identity.encode() for item in read(source, model))
@@ -207,6 +220,7 @@ async def run(
                 while len(open_) >= at_once or finished.n_early >= MAX_EARLY:
                     await settle()
                 open_[asyncio.ensure_future(ask(item))] = item
+            end = item.end
         while open_:
             await settle()
     finally:
