@@ -4,11 +4,12 @@ import sys
 from pathlib import Path
 
 import puna
+from puna.guard.guarded import protect
 
 QUESTIONS = ("What is this?", "¿Qué es esto?", "Was ist das?", "यह क्या है?")
 
 picture = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures" / "cat.png"
-llama = puna.load("cria")
+llama = protect(puna.load("cria"))  # the policy "chatbot"; protect(..., "off") takes the protections away
 
 messages: list[object] = []
 for question in QUESTIONS:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from puna.chat import Assistant, Options, Piece
 from puna.errors import PromptError, PunaError
+from puna.guard.guarded import Guarded
 from puna.prompt.message import ImagePart, Message, Part, TextPart, open_image
 
 HELP = '''\
@@ -73,7 +74,7 @@ class Conversation:
 
     def __init__(
         self,
-        assistant: Assistant,
+        assistant: Assistant | Guarded,
         screen: Screen,
         *,
         system: str | None = None,
@@ -113,19 +114,26 @@ class Conversation:
     def _answer(self, text: str) -> None:
         """Streams the answer to a message, and remembers both, also where Ctrl-C cut the answer short.
 
-        A message without an answer is forgotten: a silent turn would teach the model to be silent.
+        A message without an answer is forgotten: a silent turn would teach the model to be silent. So is one that
+        protections stopped: it would be stopped again with every message that follows.
         """
         content: list[Part] = [ImagePart(image) for image in self.images]
         question = Message("user", (*content, TextPart(text)))
         begin = self._clock()
-        prompt = self._assistant.prompt([*self._system_message(), *self.messages, question])
-        pieces = self._assistant.stream(prompt, **self._options)
+        pieces = self._pieces([*self._system_message(), *self.messages, question])
         self.images = []
         said, times, finish = self._show(pieces)
         self._screen.say("\n")
+        if finish == "content_filter" and isinstance(self._assistant, Guarded):
+            self._screen.note(self._assistant.message, style="red")
         self._screen.note(_summary(begin, times, finish))
-        if said:
+        if said and finish != "content_filter":
             self.messages += [question, Message("assistant", (TextPart(said),))]
+
+    def _pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        if isinstance(self._assistant, Guarded):
+            return self._assistant.stream(messages, **self._options)
+        return self._assistant.stream(self._assistant.prompt(messages), **self._options)
 
     def _show(self, pieces: Iterator[Piece]) -> tuple[str, list[float], str]:
         """Returns the text shown, when each token came, and why it ended."""

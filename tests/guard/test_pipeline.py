@@ -9,7 +9,7 @@ import pytest
 from puna.errors import WeightsError
 from puna.guard import pipeline as pipelines
 from puna.guard import policy
-from puna.guard.guard import Context, TextGuard, hidden_guard, injection_guard
+from puna.guard.guard import Context, TextGuard, code_guard, hidden_guard, injection_guard
 from puna.guard.lexicon import LexiconGuard
 from puna.guard.marking import BEGIN, is_marked
 from puna.guard.pipeline import Pipeline
@@ -68,6 +68,15 @@ def test_all_that_users_wrote_is_judged(strict: Pipeline, turns: list[str], acti
     ruling = strict.check_input(said(*turns))
     assert ruling.action == action
     assert strict.begin(said(*turns)).result().action == action
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello!", "Guten Tag!", "Hi", "ok", "¡Hola!", "नमस्ते", "สวัสดี", "42", '{"rain": true}', ""]
+)
+def test_a_greeting_passes_the_default_policy(text: str) -> None:
+    chatbot = Pipeline(policy.load("chatbot"), [*guards(), code_guard()])
+    assert chatbot.check_input(said(text)).action == "allow"
+    assert chatbot.clean_text(text, "tool_result")[0] == text
 
 
 def test_what_an_assistant_said_before_is_not_an_attack_of_the_user(strict: Pipeline) -> None:

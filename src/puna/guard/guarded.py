@@ -13,7 +13,7 @@ from typing import Any, Final, Unpack
 
 from PIL import Image
 
-from puna.chat import Assistant, ChatOptions, Options, Piece, Response, gather
+from puna.chat import Answer, Assistant, ChatOptions, Options, Piece, Response, gather
 from puna.config import LlamaConfig
 from puna.errors import PromptError
 from puna.guard import policy as policies
@@ -48,6 +48,12 @@ class Guarded:
     def message(self) -> str:
         """What stands in for what was stopped."""
         return self.pipeline.policy.message
+
+    def told(self, answer: Answer) -> dict[str, Any]:
+        """Returns what to tell about an answer that was stopped, for JSON; nothing about others."""
+        if answer.finish != STOPPED or self.last is None:
+            return {}
+        return {"stopped": self.last.to_dict() | {"message": self.message}}
 
     def chat(
         self,

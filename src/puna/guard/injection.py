@@ -29,6 +29,7 @@ WEIGHTS = "assets/guard/injection.bin"
 WINDOW, STRIDE = 1000, 750  # characters, about 256 and 192 tokens of English
 FLAG_AT, BLOCK_AT = 0.5, 0.9
 MIN_SPAN = 20  # characters; shorter lines are not attacks by themselves
+MIN_TEXT = 16  # characters; on shorter texts a score means nothing: "Hello!" has too few n-grams to be told by
 
 
 class Window(NamedTuple):
@@ -52,6 +53,8 @@ class Classifier:
 
     def score(self, text: str) -> float:
         """Returns the greatest probability of all windows of `text`, in 0..1."""
+        if len(text.strip()) < MIN_TEXT:
+            return 0.0
         return max((sigmoid(self.logit(text[each.start : each.end])) for each in windows(len(text))), default=0.0)
 
     def to_bytes(self) -> bytes:
@@ -91,7 +94,8 @@ def check(text: str, classifier: Classifier | None = None) -> Verdict:
     `spans` are the windows that reach 0.5, each narrowed to its worst line, and the hidden passages whose payload does.
     """
     classifier = classifier or embedded()
-    scored = [(each, sigmoid(classifier.logit(text[each.start : each.end]))) for each in windows(len(text))]
+    length = len(text) if len(text.strip()) >= MIN_TEXT else 0
+    scored = [(each, sigmoid(classifier.logit(text[each.start : each.end]))) for each in windows(length)]
     spans = [*_windows_found(text, scored, classifier), *_payloads_found(text, classifier)]
     read = hidden.visible_text(text)
     as_read = classifier.score(read) if read != text else 0.0

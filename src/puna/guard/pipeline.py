@@ -34,9 +34,10 @@ from puna.guard.guard import (
     judge,
     self_test,
 )
+from puna.guard.hazards import NAMES
 from puna.guard.lexicon import LexiconGuard
 from puna.guard.marking import cut, mark
-from puna.guard.policy import Policy, decide
+from puna.guard.policy import Decision, Policy, decide
 from puna.guard.ruling import Finding, Ruling, Tally
 from puna.guard.verdict import Verdict
 from puna.prompt.message import ImagePart, Message, TextPart
@@ -82,6 +83,16 @@ class Pipeline:
         """Says whether a check of an answer may take long, since a model judges it."""
         names = self.policy.at("assistant_output").guards
         return any(self._guards[name].backend in {"weights", "judge"} for name in names if name in self._guards)
+
+    @property
+    def summary(self) -> str:
+        """A line for people: which protections stand, and what they do not see."""
+        if self.policy.is_off:
+            return "protections are off"
+        stand = ", ".join(f"{each.guard} ({each.backend if each.ok else 'unavailable'})" for each in self.health)
+        blind = sum(len(each.unknown) for each in self.health if each.guard == "content")
+        partial = f"; {blind} of {len(NAMES)} hazards are not seen" if blind else ""
+        return f"protections: {self.policy.name}: {stand}{partial}"
 
     def guard(self, name: str) -> Guard | None:
         """Returns the guard of that name, None where it is missing or does not work."""
@@ -163,6 +174,15 @@ class Pipeline:
             spans = tuple(replace(span, start=span.start + offset, end=span.end + offset) for span in verdict.spans)
             verdict = replace(verdict, spans=spans)
         decision = decide(self.policy.at(context.point), name, verdict)
+        finding = Finding(guard=name, verdict=verdict, decision=decision, seconds=self._clock() - began)
+        self.tally.count(context.point, finding)
+        return finding
+
+    def judge_alone(self, name: str, context: Context) -> Finding:
+        """Returns what a guard finds, whatever the policy makes of it: for those who ask for its opinion."""
+        began = self._clock()
+        verdict = self._verdict(name, context, remember=True)
+        decision = Decision(verdict.action, verdict.codes, verdict.spans, verdict.status != "ok")
         finding = Finding(guard=name, verdict=verdict, decision=decision, seconds=self._clock() - began)
         self.tally.count(context.point, finding)
         return finding

@@ -23,10 +23,11 @@ from starlette.types import ASGIApp
 
 from puna.chat import Assistant
 from puna.errors import CapacityError, ConfigError, PromptError
-from puna.serve import chat, completions, messages, models, openapi, responses, tokens
+from puna.serve import chat, completions, messages, models, moderations, openapi, responses, tokens
 from puna.serve.convert import Refusal
 from puna.serve.endpoint import refusal_from, refused
 from puna.serve.front import Keys, Log
+from puna.serve.guarding import announced
 from puna.serve.state import Settings, State
 
 __all__ = ["LOCAL_HOSTS", "ROUTES", "Server", "Settings", "run"]
@@ -40,6 +41,7 @@ ROUTES: list[Callable[[State], list[Any]]] = [
     completions.routes,
     responses.routes,
     messages.routes,
+    moderations.routes,
     openapi.routes,
 ]
 """What is served, one function for each file of routes."""
@@ -74,7 +76,7 @@ def _application(state: State) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys((Refusal, PromptError, CapacityError, HTTPException, Exception), tell)
     routes: list[BaseRoute] = [route for of_file in ROUTES for route in of_file(state)]
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    return Log(Keys(app, state.settings.keys))
+    return Log(announced(Keys(app, state.settings.keys), state.settings.screen))
 
 
 class _Uvicorn(uvicorn.Server):

@@ -5,7 +5,7 @@ Not here: what single fields mean (`options`), pictures (`pictures`), running an
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from puna.chat import Assistant, Options
@@ -30,6 +30,10 @@ __all__ = [
     "tokenized",
     "unchecked_chat_job",
 ]
+
+
+Prepare = Callable[[Sequence[Message]], Sequence[Message]]
+"""What protections make of a conversation before the model reads it."""
 
 
 class Job(NamedTuple):
@@ -60,15 +64,28 @@ def n_choices(request: ChatRequest | CompletionRequest, limits: Limits) -> int:
     return n * n_prompts
 
 
-def chat_job(assistant: Assistant, request: ChatRequest, limits: Limits, fetch: Fetch = refuse_fetching) -> Job:
-    """Returns the job of a chat request. Slow where there are pictures or grammars. Raises Refusal or PromptError."""
-    job = unchecked_chat_job(assistant, request, limits, fetch)
+def chat_job(
+    assistant: Assistant,
+    request: ChatRequest,
+    limits: Limits,
+    fetch: Fetch = refuse_fetching,
+    prepare: Prepare = list,
+) -> Job:
+    """Returns the job of a chat request. Slow where there are pictures or grammars. Raises Refusal or PromptError.
+
+    `prepare` is what protections make of the conversation before the model reads it.
+    """
+    job = unchecked_chat_job(assistant, request, limits, fetch, prepare)
     _check_context(assistant, job.prompt, _limit(request), least=1)
     return job
 
 
 def unchecked_chat_job(
-    assistant: Assistant, request: ChatRequest, limits: Limits, fetch: Fetch = refuse_fetching
+    assistant: Assistant,
+    request: ChatRequest,
+    limits: Limits,
+    fetch: Fetch = refuse_fetching,
+    prepare: Prepare = list,
 ) -> Job:
     """Returns the same, also where the context is too small for it: to count its prompt."""
     _refuse_chat_fields(request)
@@ -86,7 +103,7 @@ def unchecked_chat_job(
         require(is_free, rule.param, "beside tools that may be called: choose one of the two")
         named[rule.option] = rule.value
         names[rule.option] = rule.param
-    messages = read_messages(request.messages, limits, fetch)
+    messages = prepare(read_messages(request.messages, limits, fetch))
     with called(names):
         prompt, options = assistant.prepare(messages, calling.tools, **named)
     return Job(prompt, options, options.get("n", 1), "", calling.tools, tuple(messages))

@@ -94,7 +94,8 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
     limits, tokenizer = state.settings.limits, state.assistant.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
         async with state.converting:
-            job = await asyncio.to_thread(convert.chat_job, state.assistant, asked, limits)
+            chat_job = partial(convert.chat_job, prepare=state.prepare)
+            job = await asyncio.to_thread(chat_job, state.assistant, asked, limits)
         screen = _screen(state, [job.messages])
         growing = [
             stream.GrowingChat(

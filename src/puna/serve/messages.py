@@ -9,6 +9,7 @@ person's turn; the last turn may be an assistant's, and the answer goes on from 
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.routing import Route
@@ -66,7 +67,8 @@ async def _count(state: State, asked: shapes.CountRequest, send: Send) -> None:
     request, names = chat_request(asked)
     with named(names):
         async with state.converting:
-            job = await asyncio.to_thread(convert.unchecked_chat_job, state.assistant, request, state.settings.limits)
+            chat_job = partial(convert.unchecked_chat_job, prepare=state.prepare)
+            job = await asyncio.to_thread(chat_job, state.assistant, request, state.settings.limits)
     await send_document(send, shapes.TokenCount(input_tokens=len(job.prompt.ids)))
 
 

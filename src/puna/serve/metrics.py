@@ -10,6 +10,7 @@ Source of names: vllm-project/vllm `docs/design/metrics.md`.
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
 
 PREFIX, VLLM_PREFIX = "puna_", "vllm:"
 
@@ -46,6 +47,10 @@ class Metrics:
         """Adds a gauge whose value is read when somebody asks."""
         gauge = Gauge(self._prefix + name, text, ("model_name",), registry=self._registry)
         gauge.labels(self._model).set_function(read)
+
+    def add(self, collector: Collector) -> None:
+        """Adds what somebody else counts."""
+        self._registry.register(collector)
 
     def finish(self, reason: str) -> None:
         """Counts an answer that ended."""

@@ -34,8 +34,13 @@ async def _health(state: State, _: Request) -> Response:
 
 
 async def _ready(state: State, _: Request) -> Response:
-    ready = state.worker.is_alive and not state.is_draining
-    return json_response({"status": "ready" if ready else "draining"}, 200 if ready else 503)
+    screen = state.settings.screen
+    guards = {} if screen is None else {"guards": screen.to_dict()}
+    if state.is_draining or not state.worker.is_alive:
+        return json_response({"status": "draining"} | guards, 503)
+    if screen is not None and not screen.is_ready:
+        return json_response({"status": "a guard is unavailable, so nothing passes"} | guards, 503)
+    return json_response({"status": "ready"} | guards)
 
 
 async def _version(_: Request) -> Response:

@@ -6,8 +6,10 @@ working on that sample.
 Not here: any protection (`guard`).
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
+
+from prometheus_client.registry import Collector
 
 from puna.chat import Piece
 from puna.prompt.message import Message
@@ -45,4 +47,26 @@ class Open:
         """Returns that nothing was looked for."""
 
 
-MakeScreen = Callable[[Conversations], Screen]
+class MakeScreen(Protocol):
+    """The protections of a server: makes the screen of each request, and what comes before and beside that."""
+
+    def __call__(self, conversations: Conversations) -> Screen:
+        """Returns the screen of one request."""
+        ...
+
+    def prepare(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Returns a conversation as the model is to read it. May take time: called in a thread."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Says whether requests can pass at all."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns which protections stand, for /ready."""
+        ...
+
+    def counts(self, prefix: str) -> Collector:
+        """Returns what protections count, for /metrics."""
+        ...

@@ -8,11 +8,12 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from puna.chat import Assistant
+from puna.prompt.message import Message
 from puna.serve.convert import Limits, Refusal
 from puna.serve.metrics import PREFIX, Metrics
 from puna.serve.screen import MakeScreen
@@ -48,12 +49,19 @@ class State:
         self.created = int(clock())
         self.is_draining = False  # new work is refused, what runs goes on
         self.metrics = Metrics(settings.model, settings.metrics_prefix)
+        if settings.screen is not None:
+            self.metrics.add(settings.screen.counts(settings.metrics_prefix))
         self.worker = Worker(assistant, self.metrics, max_open=settings.max_open)
         self.converting = asyncio.Semaphore(settings.conversions_at_once)
 
     @property
     def context_len(self) -> int:
         return self.assistant.config.text.context_len
+
+    def prepare(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Returns a conversation as the model is to read it: protections may add to it and cut out of it."""
+        screen = self.settings.screen
+        return messages if screen is None else screen.prepare(messages)
 
     def require_model(self, name: str | None) -> None:
         """Raises a 404 for the name of another model; None means this one."""
