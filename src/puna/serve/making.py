@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from puna.chat import Piece
 from puna.serve import convert, schema, stream
 from puna.serve.convert import Job
+from puna.serve.pictures import Fetch, addresses, refuse_fetching
 from puna.serve.screen import Conversations, Open, Pieces, Screen
 from puna.serve.state import State, new_id
 from puna.serve.worker import Answers
@@ -93,8 +94,9 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
     """
     limits, tokenizer = state.settings.limits, state.assistant.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
+        fetch = await _fetched(state, asked)
         async with state.converting:
-            chat_job = partial(convert.chat_job, prepare=state.prepare)
+            chat_job = partial(convert.chat_job, prepare=state.prepare, fetch=fetch)
             job = await asyncio.to_thread(chat_job, state.assistant, asked, limits)
         screen = _screen(state, [job.messages])
         growing = [
@@ -142,6 +144,17 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
         async with _making(state, jobs, screen) as (answers, pieces):
             push = [[each.push for each in row] for row in growing]
             yield Making(jobs, answers, pieces, first, push, stream.whole_completion)
+
+
+async def _fetched(state: State, asked: schema.ChatRequest) -> Fetch:
+    """Gets the pictures that lie elsewhere, where that is allowed. Returns how to get at them."""
+    fetcher, wanted = state.fetcher, addresses(asked.messages)
+    if fetcher is None or not 0 < len(wanted) <= state.settings.limits.max_images:
+        return refuse_fetching
+    async with state.fetching:
+        fetched = await asyncio.gather(*(asyncio.to_thread(fetcher.fetch, *each) for each in wanted.items()))
+    bodies = dict(zip(wanted, fetched, strict=True))
+    return lambda url, where: bodies[url] if url in bodies else refuse_fetching(url, where)
 
 
 async def _echoes(

@@ -41,6 +41,22 @@ def with_pictures(
     return [_message(document, f"messages[{i}]", limits, fetch) for i, document in enumerate(documents)]
 
 
+def addresses(documents: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Returns the pictures in messages that lie elsewhere: what errors call them, by their address."""
+    found: dict[str, str] = {}
+    for i, document in enumerate(documents):
+        content = document.get("content")
+        for j, part in enumerate(content if isinstance(content, list) else ()):
+            if _is_picture(part) and isinstance(url := _url(part), str) and not _is_inline(url):
+                found.setdefault(url, f"messages[{i}].content[{j}].{part['type']}")
+    return found
+
+
+def _url(part: Any) -> Any:
+    link = part.get(part["type"])
+    return link.get("url") if isinstance(link, dict) else link
+
+
 def _is_picture(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
@@ -57,8 +73,7 @@ def _part(part: Any, where: str, limits: Limits, fetch: Fetch) -> Any:
     if not _is_picture(part):
         return part
     kind = part["type"]
-    link = part.get(kind)
-    url = link.get("url") if isinstance(link, dict) else link
+    link, url = part.get(kind), _url(part)
     others = [key for key in part if key not in ("type", kind)]
     others += [key for key in (link if isinstance(link, dict) else ()) if key not in ("url", "detail")]
     require(not others, where, f"has the unknown field {others[:1]}: leave it out")

@@ -15,6 +15,7 @@ from typing import Any
 from puna.chat import Assistant
 from puna.prompt.message import Message
 from puna.serve.convert import Limits, Refusal
+from puna.serve.fetch import Fetcher
 from puna.serve.metrics import PREFIX, Metrics
 from puna.serve.screen import MakeScreen
 from puna.serve.worker import Worker
@@ -34,6 +35,8 @@ class Settings:
     ping_seconds: float = 15.0  # of silence in a stream
     conversions_at_once: int = 2  # requests that become prompts at the same time: decoding pictures takes memory
     metrics_prefix: str = PREFIX
+    image_hosts: tuple[str, ...] = ()  # that pictures are fetched from, over https; none fetches nothing
+    fetches_at_once: int = 4  # requests whose pictures are fetched at the same time
     page: bool = True  # whether there is a page at /
     screen: MakeScreen | None = None  # makes what protects each request; None lets everything through
     limits: Limits = field(default_factory=Limits)
@@ -52,6 +55,9 @@ class State:
         if settings.screen is not None:
             self.metrics.add(settings.screen.counts(settings.metrics_prefix))
         self.worker = Worker(assistant, self.metrics, max_open=settings.max_open)
+        hosts, most = settings.image_hosts, settings.limits.max_image_bytes
+        self.fetcher = Fetcher(hosts=hosts, max_bytes=most) if hosts else None
+        self.fetching = asyncio.Semaphore(settings.fetches_at_once)
         self.converting = asyncio.Semaphore(settings.conversions_at_once)
 
     @property
