@@ -1,15 +1,21 @@
 import asyncio
+import contextlib
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import puna
 from puna.chat import Assistant
 from puna.errors import ConfigError
 from puna.serve import batch
@@ -188,3 +194,57 @@ def test_a_killed_program_goes_on_and_repeats_no_finished_line(tmp_path: Path) -
         return [(name, choice["message"]["content"]) for name, choice in choices]
 
     assert texts(target) == texts(whole)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_about_batches_does_what_it_says(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "batch.md").read_text("utf-8")
+    (requests,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    tmp_path.joinpath("requests.jsonl").write_text(requests, "utf-8")
+    tmp_path.joinpath("DIR").symlink_to(Path(puna.__file__).parent / "assets" / "cria")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PUNA_DEVICE": "cpu"}
+    bin_ = Path(sys.executable).parent
+    n_run = 0
+    with contextlib.ExitStack() as stack:
+        if find_spec("ray") is not None:
+            address = stack.enter_context(ray_cluster())
+            environment["RAY_ADDRESS"] = address
+        for command in commands:
+            if "--ray" in command and find_spec("ray") is None:
+                continue
+            argv = command.replace("HOST:PORT", environment.get("RAY_ADDRESS", "")).split()
+            argv[0] = str(bin_ / argv[0])
+            done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+            assert done.returncode == 0, (command, done.stderr[-2000:])
+            if "--json" in argv:
+                assert json.loads(done.stdout)["kept"] == 4
+            n_run += 1
+    outputs = {path.stem: read(path) for path in tmp_path.glob("*.jsonl") if path.name != "requests.jsonl"}
+    assert len(outputs) == n_run - 1 >= 3
+    for lines in outputs.values():
+        assert [each["custom_id"] for each in lines] == ["hello", "story", "scored", "mistaken"]
+        assert [each["response"]["status_code"] for each in lines] == [200, 200, 200, 400]
+    texts = {name: [choice(each) for each in lines[:2]] for name, lines in outputs.items()}
+    hello, _ = texts.pop("divided")  # its sums have another order, which a sampled text may show
+    assert [hello, texts["answers"][1]] == texts["answers"]
+    assert all(each == texts["answers"] for each in texts.values()), texts
+
+
+def choice(line: Any) -> str:
+    found = line["response"]["body"]["choices"][0]
+    text: str = found["message"]["content"] if "message" in found else found["text"]
+    return text
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    try:
+        yield nodes.address
+    finally:
+        nodes.shutdown()
