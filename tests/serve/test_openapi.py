@@ -1,10 +1,17 @@
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from puna.chat import Assistant
+import puna
+from puna.chat import Assistant, load
 from puna.serve.app import ROUTES, Server, Settings
 from puna.serve.openapi import document
 from tests.serve.conftest import MODEL, Running
@@ -14,7 +21,7 @@ jsonschema_rs = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
 
 @pytest.fixture(scope="module")
 def described(assistant: Assistant) -> dict[str, Any]:
-    return document(Server(assistant, Settings(model=MODEL, page=False)).state)
+    return document(Server(assistant, Settings(model=MODEL)).state)
 
 
 def validator(described: dict[str, Any], name: str) -> Any:
@@ -24,9 +31,9 @@ def validator(described: dict[str, Any], name: str) -> Any:
 
 
 def test_every_route_is_described_and_nothing_else(assistant: Assistant, described: dict[str, Any]) -> None:
-    state = Server(assistant, Settings(model=MODEL, page=False)).state
+    state = Server(assistant, Settings(model=MODEL)).state
     served = {re.sub(r":\w+", "", route.path) for of_file in ROUTES for route in of_file(state)}
-    assert set(described["paths"]) == served
+    assert set(described["paths"]) == {re.sub("^/page/.*", "/page/{name}", path) for path in served}
 
 
 def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
@@ -108,3 +115,58 @@ def test_the_document_is_served(running: Running) -> None:
     served = running.get("/openapi.json").document
     assert served["openapi"].startswith("3.1.")
     assert served["components"]["schemas"]["ChatRequest"]["properties"]["model"] == {"enum": [MODEL]}
+
+
+HOOKS = """
+import re
+import schemathesis
+
+BEYOND = re.compile("{beyond}")
+
+@schemathesis.check
+def what_fits_is_refused_for_what_no_schema_says(ctx, response, case):
+    if case.meta and case.meta.generation.mode.is_positive and response.status_code == 400:
+        message = response.json()["error"]["message"]
+        assert BEYOND.search(message), message
+"""
+BEYOND = (
+    "Expected `int( . null)?`, got `float`",  # 1.0 is an integer in JSON schema
+    "the context holds",
+    "is no data URL|is not an image|no web address|not valid base64",
+    "the tools given are|there are no tools",
+    "is for streams|needs logprobs|needs echo|only n itself|asks for .* answers",
+    "give one of the two|follows one of them|choose one of the two|mixes strings and parts",
+    "is not valid JSON|is not a JSON schema|cannot be followed|is no object",
+    "cannot be continued|is true beside add_generation_prompt",
+    "give ids of text|is no id|prompt is empty|max_tokens is 0",
+)
+CRIA = Path(puna.__file__).parent / "assets" / "cria"
+
+
+@pytest.fixture
+def small_cria(tmp_path: Path) -> Iterator[Running]:
+    """The model that ships, with a context that an answer fills soon."""
+    folder = shutil.copytree(CRIA, tmp_path / "cria")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["text_config"]["max_position_embeddings"] = 512
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    server = Running(load(folder, device="cpu"))
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not list(CRIA.glob("*.safetensors")), reason="the weights of cria are not there")
+def test_thousands_of_requests_made_from_the_document_meet_no_fault(small_cria: Running, tmp_path: Path) -> None:
+    (tmp_path / "hooks.py").write_text(HOOKS.format(beyond="|".join(BEYOND)), "utf-8")
+    expected = '[checks.positive_data_acceptance]\nexpected-statuses = ["2xx", "400", "404"]\n'
+    (tmp_path / "schemathesis.toml").write_text(expected, "utf-8")
+    program = Path(sys.executable).with_name("st")
+    command = [str(program), "--config-file", "schemathesis.toml", "run", f"{small_cria.url}/openapi.json"]
+    command += ["--checks", "all", "--phases", "coverage,fuzzing", "--max-examples", "150", "--seed", "1"]
+    command += ["--exclude-path", "/look/live", "--request-timeout", "120", "--no-color"]  # that one never ends
+    env = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    print(run.stdout[-1500:])
+    assert run.returncode == 0, run.stdout[-10_000:]
+    small_cria.wait_until_idle()

@@ -8,8 +8,10 @@ Not here: routes (each file has its own), the values.
 Source: OpenAPI 3.1.1. It says nothing of event streams: their schema is that of one event, as readers of 3.1 take it.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from importlib.resources import files
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -17,106 +19,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from puna import __version__
-from puna.serve import messages_schema, openapi_shapes, responses_events, responses_schema, schema
+from puna.serve import openapi_shapes
 from puna.serve.endpoint import json_response
+from puna.serve.openapi_operations import EVENTS, OPERATIONS, Operation
 from puna.serve.openapi_ranges import ranges
 from puna.serve.state import State
 
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON = "application/json"
 
 _REF = "#/components/schemas/{name}"
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
-
-
-class Status(msgspec.Struct, kw_only=True, frozen=True):
-    """The answer of /health and /ready."""
-
-    status: str
-
-
-class Version(msgspec.Struct, kw_only=True, frozen=True):
-    """The answer of /version."""
-
-    version: str
-
-
-class Operation(NamedTuple):
-    """Something that can be asked with `method` at `path`. `answer` is a type of values, or a media type.
-
-    `events` are what a stream's data hold; it ends with `done` where that is given. `statuses` besides 200 answer with
-    `error`, those in `others` with `answer`.
-    """
-
-    method: str
-    path: str
-    summary: str
-    answer: Any
-    request: Any = None
-    events: tuple[Any, ...] = ()
-    done: str | None = None
-    error: Any = schema.Error
-    others: tuple[int, ...] = ()
-    is_open: bool = False  # to those without a key
-
-
-OPERATIONS = (
-    Operation("get", "/health", "Whether the server lives.", Status, others=(503,), is_open=True),
-    Operation("get", "/ready", "Whether it takes new work.", Status, others=(503,), is_open=True),
-    Operation("get", "/version", "Which puna this is.", Version),
-    Operation("get", "/metrics", "What was counted, for Prometheus.", "text/plain"),
-    Operation("get", "/openapi.json", "This document.", dict[str, Any]),
-    Operation("get", "/v1/models", "The model that is here.", schema.ModelList),
-    Operation("get", "/v1/models/{model}", "The same, by name.", schema.ModelCard),
-    Operation("post", "/tokenize", "Text or a conversation to ids.", schema.Tokens, schema.TokenizeRequest),
-    Operation("post", "/detokenize", "Ids to text.", schema.Text, schema.DetokenizeRequest),
-    Operation("get", "/tokenizer_info", "What the tokenizer is.", schema.TokenizerInfo),
-    Operation(
-        "post",
-        "/v1/chat/completions",
-        "OpenAI's chat.",
-        schema.ChatCompletion,
-        schema.ChatRequest,
-        (openapi_shapes.ChatChunk, schema.Error),
-        "[DONE]",
-    ),
-    Operation(
-        "post",
-        "/v1/completions",
-        "OpenAI's plain completion.",
-        schema.Completion,
-        schema.CompletionRequest,
-        (openapi_shapes.CompletionChunk, schema.Error),
-        "[DONE]",
-    ),
-    Operation(
-        "post",
-        "/v1/responses",
-        "OpenAI's responses, without memory.",
-        responses_events.Response,
-        responses_schema.ResponsesRequest,
-        (responses_events.ResponseEvent,),
-    ),
-    Operation(
-        "post",
-        "/v1/messages",
-        "Anthropic's messages.",
-        messages_schema.Message,
-        messages_schema.MessagesRequest,
-        (messages_schema.MessageEvent,),
-        error=messages_schema.MessagesError,
-    ),
-    Operation(
-        "post",
-        "/v1/messages/count_tokens",
-        "How long a prompt is.",
-        messages_schema.TokenCount,
-        messages_schema.CountRequest,
-        error=messages_schema.MessagesError,
-    ),
-)
 
 
 def routes(state: State) -> list[Route]:
@@ -130,13 +45,14 @@ def routes(state: State) -> list[Route]:
 
 def document(state: State) -> dict[str, Any]:
     """Returns the document of a server."""
-    kinds = [kind for each in OPERATIONS for kind in _kinds(each)] + list(openapi_shapes.SHAPES.values())
+    operations = OPERATIONS
+    kinds = [kind for each in operations for kind in _kinds(each)] + list(openapi_shapes.SHAPES.values())
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     of_kind = _Schemas(kinds, list(schemas))
     _loosen(components)
     _tighten(components, of_kind, state)
     paths: dict[str, dict[str, Any]] = {}
-    for each in OPERATIONS:
+    for each in operations:
         paths.setdefault(each.path, {})[each.method] = _operation(each, of_kind, state)
     security = {"securitySchemes": _KEYS} if state.settings.keys else {}
     return {
@@ -201,12 +117,20 @@ def _operation(operation: Operation, schemas: _Schemas, state: State) -> dict[st
     made: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.request is not None:
         made["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[operation.request]}}}
-    if "{model}" in operation.path:
-        name = {"type": "string", "enum": [state.settings.model]}
-        made["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": name}]
+    if found := re.findall(r"{(\w+)}", operation.path):
+        made["parameters"] = [_in_path(name, state) for name in found]
     if state.settings.keys and not operation.is_open:
         made["security"] = [{name: []} for name in _KEYS]
     return made
+
+
+def _in_path(name: str, state: State) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string", "minLength": 1}
+    if name == "model":
+        schema = {"enum": [state.settings.model]}
+    elif name == "name":
+        schema = {"enum": sorted(file.name for file in (files("puna.serve") / "page").iterdir())}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _errors(operation: Operation, needs_key: bool) -> dict[int, str]:
@@ -214,8 +138,8 @@ def _errors(operation: Operation, needs_key: bool) -> dict[int, str]:
     errors = {500: "Something failed here, not in the request."}
     if needs_key and not operation.is_open:
         errors[401] = "No key that is valid here."
-    if operation.request is not None or "{model}" in operation.path:
-        errors[404] = "Another model."
+    if operation.request is not None or "{" in operation.path:
+        errors[404] = "Not here: another model, for one."
     if operation.request is not None:
         errors |= {
             400: "Something in the request that is not understood, or not done here.",

@@ -14,6 +14,7 @@ from puna.serve.state import State
 MAX_PRIORITY = 100
 """As in the engine."""
 
+_RULES = ("StructuredOutputs.regex", "StructuredOutputs.grammar")
 _NAMED = (
     *("ChatFunction.name", "ChatCall.name", "FunctionTool.name", "CallItem.name"),
     *("ToolDefinition.name", "ToolUseBlock.name"),
@@ -31,6 +32,7 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
     penalty, nothing = {"minimum": -2, "maximum": 2}, {"enum": [None]}
     texts, ids = {"type": "array", "minItems": 1, "items": {"type": "string"}}, {"type": "array", "minItems": 1}
     name, name_or_none = {"enum": [state.settings.model]}, {"enum": [state.settings.model, None]}
+    choices = {"minItems": 1, "items": {"type": "string", "minLength": 1}}
     biases = {
         "propertyNames": {"pattern": "^[0-9]{1,9}$"},
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
@@ -40,6 +42,7 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
         "model": name,
         "TokenizeRequest.model": name_or_none,
         "DetokenizeRequest.model": name_or_none,
+        "ModerationRequest.model": {},  # says anything
         "n": {"minimum": 1, "maximum": limits.max_n},
         "max_tokens": length,
         "max_completion_tokens": length,
@@ -62,9 +65,15 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
         "allowed_token_ids": {"minItems": 1, "items": token_id},
         "priority": {"minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY},
         "messages": {"minItems": 1, "maxItems": limits.max_messages},
-        "input": {"minItems": 1},
+        "input": {"minItems": 1, "maxItems": limits.max_choices},
+        "ResponsesRequest.input": {"minItems": 1},
         "tools": {"maxItems": limits.max_tools},
         "tokens": {"items": token_id},
+        "request_id": {"pattern": "^[A-Za-z0-9_.:-]{1,128}$"},
+        "response_id": {"minLength": 1, "maxLength": 200},
+        "reason": {"minLength": 1, "maxLength": 100},
+        **{key: {"minLength": 1} for key in ("guided_regex", "guided_grammar", *_RULES)},
+        **{key: choices for key in ("guided_choice", "StructuredOutputs.choice")},
         "best_of": {"minimum": 1, "maximum": limits.max_n},
         "prompt": {
             "anyOf": [

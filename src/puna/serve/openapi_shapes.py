@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from puna.guard.guard import Point
 from puna.serve.responses_schema import InputItem
 from puna.serve.schema import ChatChunkChoice, Chunk, CompletionChoice, Received
 
@@ -158,6 +159,12 @@ class TemplateOptions(Received, kw_only=True, frozen=True):
     tool_style: Literal["pythonic", "json"] | msgspec.UnsetType = msgspec.UNSET
 
 
+class ShieldParams(Received, kw_only=True, frozen=True):
+    """Where the last message stands."""
+
+    point: Point | msgspec.UnsetType = msgspec.UNSET
+
+
 class ChatChunk(Chunk, kw_only=True, frozen=True):
     """One event of a chat's stream. The last one with usage has no choices."""
 
@@ -181,6 +188,9 @@ SHAPES: dict[tuple[str, str], Any] = {
     ("CompletionRequest", "response_format"): _FORMAT,
     ("TokenizeRequest", "messages"): list[ChatTurn] | None,
     ("TokenizeRequest", "tools"): list[ChatTool] | None,
+    ("ModerationRequest", "input"): str | list[str | ChatText | ChatImage],
+    ("ShieldRequest", "messages"): list[ChatTurn],
+    ("ShieldRequest", "params"): ShieldParams | None,
     ("ResponsesRequest", "input"): str | list[InputItem],
 }
 """The type that stands for a looser one, by request and field."""
