@@ -47,7 +47,7 @@ class Running:
 
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        self.server = Server(assistant, Settings(model=MODEL, **settings))
+        self.server = Server(assistant, Settings(**{"model": MODEL} | settings))
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="critical", access_log=False))
         serve = self._uvicorn.serve(sockets=[listening])
         self._thread = threading.Thread(target=lambda: asyncio.run(serve), daemon=True)

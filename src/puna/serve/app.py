@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from puna.chat import Assistant
 from puna.errors import CapacityError, ConfigError, PromptError
-from puna.serve import chat, completions, messages, models, moderations, openapi, responses, tokens
+from puna.serve import chat, completions, look, messages, models, moderations, openapi, responses, tokens
 from puna.serve.convert import Refusal
 from puna.serve.endpoint import refusal_from, refused
 from puna.serve.front import Keys, Log
@@ -43,6 +43,7 @@ ROUTES: list[Callable[[State], list[Any]]] = [
     messages.routes,
     moderations.routes,
     openapi.routes,
+    look.routes,
 ]
 """What is served, one function for each file of routes."""
 

@@ -1,5 +1,7 @@
 // One answer while it grows: chunks of OpenAI's chat stream in, what the page shows out. Knows no elements.
 
+const SHORTEST = 0.05; // seconds; what comes in less came in one piece, and says nothing about speed
+
 /** Returns an answer that has not begun; `now` is in milliseconds. */
 export function newAnswer(now) {
   return {
@@ -49,7 +51,7 @@ export function timings(answer) {
     read: answer.usage?.prompt_tokens ?? null,
     remembered: answer.usage?.prompt_tokens_details?.cached_tokens ?? null,
     firstSeconds: answer.first === null ? null : (answer.first - answer.asked) / 1000,
-    perSecond: made > 1 && seconds > 0 ? (made - 1) / seconds : null,
+    perSecond: made > 1 && seconds >= SHORTEST ? (made - 1) / seconds : null,
   };
 }
 

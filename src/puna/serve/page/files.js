@@ -29,5 +29,5 @@ function save(text, type, ending) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   const day = new Date().toISOString().slice(0, 10);
   el("a", { href: url, download: `conversation-${day}.${ending}` }).click();
-  URL.revokeObjectURL(url);
+  setTimeout(() => URL.revokeObjectURL(url), 10_000); // once it is certainly saved
 }

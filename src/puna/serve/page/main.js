@@ -71,6 +71,7 @@ async function start() {
 
   function ask(message = null) {
     composer.complain("");
+    if (document.activeElement.closest("#messages")) composer.focus(); // what had the focus is about to go
     talk.ask(message);
     scrollToEnd();
   }

@@ -165,7 +165,7 @@ const KINDS = { "**": "strong", __: "strong", "*": "em", _: "em", "~~": "del" };
 /** Returns the inlines of a text. */
 export function inline(text, depth = 0) {
   const found = [];
-  const missing = new Set(); // marks that do not occur any more: looked for once, so that time stays linear
+  const missing = new Map(); // mark -> from where on it never closes: looked for once, so that time stays linear
   let plain = "";
   let at = 0;
   const push = (node) => {
@@ -214,6 +214,10 @@ function inlineAt(text, at, depth, missing) {
   }
 }
 
+function isMissing(missing, mark, at) {
+  return at >= (missing.get(mark) ?? Infinity);
+}
+
 function runLength(text, at) {
   let end = at;
   while (text[end] === text[at]) end += 1;
@@ -223,7 +227,7 @@ function runLength(text, at) {
 function codeSpan(text, at, missing) {
   const length = runLength(text, at);
   const mark = "`".repeat(length);
-  if (!missing.has(mark)) {
+  if (!isMissing(missing, mark, at)) {
     for (let close = text.indexOf("`", at + length); close >= 0; ) {
       const closing = runLength(text, close);
       if (closing === length) {
@@ -233,7 +237,7 @@ function codeSpan(text, at, missing) {
       }
       close = text.indexOf("`", close + closing);
     }
-    missing.add(mark);
+    missing.set(mark, at);
   }
   return { node: mark, end: at + length };
 }
@@ -245,9 +249,9 @@ function emphasis(text, at, depth, missing) {
   const before = text[at - 1] ?? " ";
   const after = text[at + run] ?? " ";
   const opens = mark in KINDS && run <= 3 && !/\s/.test(after) && !(character === "_" && WORD.test(before));
-  const close = opens && !missing.has(mark) ? closingMark(text, at + mark.length, mark, missing) : -1;
+  const close = opens && !isMissing(missing, mark, at) ? closingMark(text, at + mark.length, mark, missing) : -1;
   if (close < 0) {
-    if (opens) missing.add(mark);
+    if (opens && !isMissing(missing, mark, at)) missing.set(mark, at);
     return { node: text.slice(at, at + run), end: at + run };
   }
   const children = inline(text.slice(at + mark.length, close), depth + 1);
@@ -297,9 +301,9 @@ function closingParenthesis(text, from) {
 }
 
 function angleLink(text, at, missing) {
-  const end = missing.has(">") ? -1 : text.indexOf(">", at);
+  const end = isMissing(missing, ">", at) ? -1 : text.indexOf(">", at);
   if (end < 0) {
-    missing.add(">");
+    missing.set(">", at);
     return null;
   }
   const target = text.slice(at + 1, end);

@@ -130,16 +130,25 @@ class AnswerView {
   #tokens = el("div", { hidden: true });
   #calls = el("div", { class: "calls" });
   #problem = el("div", { class: "problem", role: "alert", hidden: true });
-  #versions = el("div", { class: "versions", role: "group", "aria-label": "Versions of this answer" });
-  #facts = el("p", { class: "facts" });
-  #acting = el("div", { class: "acts" });
   #showsTokens = false;
+  #facts = el("p", { class: "facts" });
+  // Made once, so that who stands on one of them with the keyboard stays there.
+  #earlier = iconButton("left", "Earlier version", () => this.#turn(-1));
+  #later = iconButton("right", "Later version", () => this.#turn(1));
+  #place = el("span");
+  #versions = el("div", { class: "versions", role: "group", "aria-label": "Versions of this answer" });
+  #copy = iconButton("copy", "Copy answer", () => copyText(this.#answer.text, this.#copy));
+  #again = iconButton("again", "Answer again", () => this.#acts.again(this.#message));
+  #toggle = iconButton("tokens", "Token probabilities", () => this.#toggleTokens());
+  #routing = iconButton("routing", "Show its routing", () => this.#acts.routing(this.#message));
+  #acting = el("div", { class: "acts" }, this.#copy, this.#again, this.#toggle, this.#routing);
 
   constructor(message, model, acts, conversation) {
     this.#message = message;
     this.#model = model;
     this.#acts = acts;
     this.#conversation = conversation;
+    this.#versions.append(this.#earlier, this.#place, this.#later);
     this.element = el(
       "li",
       { class: "message assistant" },
@@ -161,20 +170,11 @@ class AnswerView {
     this.element.setAttribute("aria-busy", String(!isOver));
     this.#prose.update(answer.text);
     this.#showCalls(isOver);
-    if (!isOver) {
-      this.#acting.replaceChildren();
-      this.#facts.replaceChildren();
-      this.#problem.hidden = true;
-      this.#tokens.hidden = true;
-      this.#body.hidden = false;
-      this.#versions.hidden = true;
-      return;
-    }
     this.#showProblem();
-    this.#showVersions();
+    this.#showVersions(isOver);
     this.#showTokens();
-    this.#acting.replaceChildren(...this.#actions());
-    this.#facts.replaceChildren(...facts(answer));
+    this.#showActions(isOver);
+    this.#facts.replaceChildren(...(isOver ? facts(answer) : []));
   }
 
   #showCalls(isOver) {
@@ -193,19 +193,23 @@ class AnswerView {
     this.#problem.replaceChildren(icon("warn"), el("p", {}, error.message), again);
   }
 
-  #showVersions() {
+  #showVersions(isOver) {
     const { versions, shown } = this.#message;
-    this.#versions.hidden = versions.length < 2;
-    const step = (by) => () => {
-      this.#message.shown += by;
-      this.#conversation.changed();
-    };
+    this.#versions.hidden = !isOver || versions.length < 2;
+    this.#place.textContent = `${shown + 1} / ${versions.length}`;
+    this.#earlier.setAttribute("aria-disabled", String(!this.#canTurn(-1)));
+    this.#later.setAttribute("aria-disabled", String(!this.#canTurn(1)));
+  }
+
+  #canTurn(by) {
     const isLast = this.#conversation.last === this.#message; // what follows answers the version that is shown
-    this.#versions.replaceChildren(
-      iconButton("left", "Earlier version", step(-1), { disabled: !isLast || shown === 0 }),
-      el("span", {}, `${shown + 1} / ${versions.length}`),
-      iconButton("right", "Later version", step(1), { disabled: !isLast || shown === versions.length - 1 }),
-    );
+    return isLast && this.#message.shown + by in this.#message.versions;
+  }
+
+  #turn(by) {
+    if (!this.#canTurn(by)) return;
+    this.#message.shown += by;
+    this.#conversation.changed();
   }
 
   #showTokens() {
@@ -215,24 +219,18 @@ class AnswerView {
     this.#tokens.replaceChildren(...(shows ? [tokenView(this.#answer, this.#model.moe_layers)] : []));
   }
 
-  #actions() {
-    const answer = this.#answer;
-    const copy = iconButton("copy", "Copy answer", () => copyText(answer.text, copy));
-    const tokens = iconButton("tokens", "Token probabilities", () => this.#toggleTokens(), {
-      "aria-pressed": String(this.#showsTokens),
-    });
-    return [
-      answer.text ? copy : null,
-      iconButton("again", "Answer again", () => this.#acts.again(this.#message)),
-      answer.tokens.length ? tokens : null,
-      answer.routes.length ? iconButton("routing", "Show its routing", () => this.#acts.routing(this.#message)) : null,
-    ].filter(Boolean);
+  #showActions(isOver) {
+    const { text, tokens, routes } = this.#answer;
+    this.#acting.hidden = !isOver;
+    this.#copy.hidden = !text;
+    this.#toggle.hidden = !tokens.length;
+    this.#toggle.setAttribute("aria-pressed", String(this.#showsTokens));
+    this.#routing.hidden = !routes.length;
   }
 
   #toggleTokens() {
     this.#showsTokens = !this.#showsTokens;
     this.update(false);
-    this.#acting.querySelector("[aria-pressed]").focus();
   }
 }
 

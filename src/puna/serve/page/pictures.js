@@ -42,9 +42,10 @@ export function drawTiles(picture, vision) {
     svg("rect", { class: "picture-rest", y: height, width, height: down - height }),
     lines.map((ends) => svg("line", { class: "picture-cut", ...ends })),
   );
-  drawn.style.setProperty("--ratio", String(across / down));
   const caption = el("figcaption", {}, el("span", { class: "picture-name" }, picture.name), el("span", {}, label));
-  return el("figure", { class: "picture" }, drawn, caption);
+  const figure = el("figure", { class: "picture" }, drawn, caption);
+  figure.style.setProperty("--ratio", String(across / down));
+  return figure;
 }
 
 function describe({ width, height, note }, vision) {
