@@ -67,6 +67,7 @@ def test_what_a_protection_ended_is_incomplete() -> None:
     assert growing.response.incomplete_details is not None
     assert growing.response.incomplete_details.reason == "content_filter"
     assert growing.response.output[0].status == "incomplete"
+    assert grow([call(0, "{}"), chunk("length")])[0].response.output[0].status == "completed"
 
 
 @given(st.lists(st.text(max_size=5) | st.just("CALL"), max_size=8), st.sampled_from(["stop", "length", "tool_calls"]))

@@ -9,9 +9,10 @@ Source: Anthropic's API reference, streaming.
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import msgspec
+from msgspec import UnsetType
 
 from puna.serve import messages_schema as shapes
 from puna.serve.schema import ChatChunkChoice, ToolCall, Usage
@@ -21,6 +22,8 @@ _FINISHES: dict[str, shapes.StopReason] = {
     "content_filter": "refusal",
     "tool_calls": "tool_use",
 }
+
+_T = TypeVar("_T")
 
 
 class GrowingMessage:
@@ -49,12 +52,12 @@ class GrowingMessage:
     def push(self, chunk: ChatChunkChoice) -> list[shapes.MessageEvent]:
         """Returns the events of what is new."""
         events: list[shapes.MessageEvent] = []
-        if text := _given(chunk.delta.content):
+        if text := _given(chunk.delta.content, ""):
             events += self._more_text(text)
-        for call in _given(chunk.delta.tool_calls) or ():
+        for call in _given(chunk.delta.tool_calls, []):
             events += self._more_call(call)
         self._finish = chunk.finish_reason or self._finish
-        self._stopped = _given(chunk.stop_reason)
+        self._stopped = _given(chunk.stop_reason, None)
         return events
 
     def close(self, usage: Usage) -> list[shapes.MessageEvent]:
@@ -75,12 +78,11 @@ class GrowingMessage:
         yield shapes.BlockDelta(index=self._index, delta=shapes.MoreText(text=text))
 
     def _more_call(self, call: ToolCall) -> Iterator[shapes.MessageEvent]:
-        if call_id := _given(call.id):
-            name = _given(call.function.name) or ""
-            yield from self._begin_block("tool_use", shapes.ToolUseContent(id=call_id, name=name, input={}))
-        if arguments := _given(call.function.arguments):
-            self._text += arguments
-            yield shapes.BlockDelta(index=self._index, delta=shapes.MoreInput(partial_json=arguments))
+        """Yields the events of a call, which comes whole."""
+        name, arguments = call.function.name, call.function.arguments
+        yield from self._begin_block("tool_use", shapes.ToolUseContent(id=call.id, name=name, input={}))
+        self._text = arguments
+        yield shapes.BlockDelta(index=self._index, delta=shapes.MoreInput(partial_json=arguments))
 
     def _begin_block(
         self, kind: Literal["text", "tool_use"], block: shapes.TextContent | shapes.ToolUseContent
@@ -97,7 +99,7 @@ class GrowingMessage:
         if isinstance(block, shapes.TextContent):
             self._content[-1] = shapes.TextContent(text=self._text)
         else:
-            self._content[-1] = msgspec.structs.replace(block, input=json.loads(self._text or "{}"))
+            self._content[-1] = msgspec.structs.replace(block, input=json.loads(self._text))
         self._kind = ""
         yield shapes.BlockStop(index=self._index)
 
@@ -116,5 +118,5 @@ def _usage(usage: Usage) -> shapes.MessageUsage:
     )
 
 
-def _given(value: Any) -> Any:
-    return None if value is msgspec.UNSET else value
+def _given(value: _T | UnsetType, otherwise: _T) -> _T:
+    return otherwise if isinstance(value, UnsetType) else value

@@ -7,7 +7,6 @@ Source: OpenAI's API reference (responses, streaming events).
 
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct
 
 from puna.serve.responses_schema import (
@@ -42,19 +41,13 @@ class OutputText(Struct, kw_only=True, frozen=True, tag="output_text"):
     logprobs: list[OutputLogprob]
 
 
-class OutputRefusal(Struct, kw_only=True, frozen=True, tag="refusal"):
-    """Why there is no other answer."""
-
-    refusal: str
-
-
 class OutputMessage(Struct, kw_only=True, frozen=True, tag="message"):
     """What the model says."""
 
     id: str
     status: Status
     role: Literal["assistant"]
-    content: list[OutputText | OutputRefusal]
+    content: list[OutputText]
 
 
 class OutputCall(Struct, kw_only=True, frozen=True, tag="function_call"):
@@ -207,13 +200,13 @@ class OfPart(OfItem, kw_only=True, frozen=True):
 class PartAdded(OfPart, kw_only=True, frozen=True, tag="response.content_part.added"):
     """A part begins."""
 
-    part: OutputText | OutputRefusal
+    part: OutputText
 
 
 class PartDone(OfPart, kw_only=True, frozen=True, tag="response.content_part.done"):
     """A whole part."""
 
-    part: OutputText | OutputRefusal
+    part: OutputText
 
 
 class TextDelta(OfPart, kw_only=True, frozen=True, tag="response.output_text.delta"):
@@ -228,18 +221,6 @@ class TextDone(OfPart, kw_only=True, frozen=True, tag="response.output_text.done
 
     text: str
     logprobs: list[OutputLogprob]
-
-
-class RefusalDelta(OfPart, kw_only=True, frozen=True, tag="response.refusal.delta"):
-    """More of a refusal."""
-
-    delta: str
-
-
-class RefusalDone(OfPart, kw_only=True, frozen=True, tag="response.refusal.done"):
-    """A whole refusal."""
-
-    refusal: str
 
 
 class ArgumentsDelta(OfItem, kw_only=True, frozen=True, tag="response.function_call_arguments.delta"):
@@ -267,20 +248,6 @@ ResponseEvent = (
     | PartDone
     | TextDelta
     | TextDone
-    | RefusalDelta
-    | RefusalDone
     | ArgumentsDelta
     | ArgumentsDone
 )
-
-
-def kind_of(event: Struct) -> str:
-    """Returns what an event calls itself, which is also its name in the stream."""
-    return str(event.__struct_config__.tag)
-
-
-def in_progress(item: OutputItem) -> OutputItem:
-    """Returns an item as it begins: without content."""
-    if isinstance(item, OutputMessage):
-        return msgspec.structs.replace(item, status="in_progress", content=[])
-    return msgspec.structs.replace(item, status="in_progress", arguments="")

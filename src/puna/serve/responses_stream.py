@@ -8,15 +8,17 @@ Source: OpenAI's API reference, streaming events.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UnsetType
 
 from puna.serve import responses_events as shapes
 from puna.serve.responses_schema import Reasoning, ResponsesRequest, Status, TextFormat, TextOptions
 from puna.serve.schema import ChatChunkChoice, TokenLogprob, ToolCall, TopLogprob, Usage
 
 _INCOMPLETE: dict[str, Any] = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_T = TypeVar("_T")
 
 
 class GrowingResponse:
@@ -35,9 +37,9 @@ class GrowingResponse:
         self._clock = clock
         self._new_id = new_id
         self._n_events = 0
-        self._output: list[shapes.OutputItem] = []  # the last one may be open
-        self._is_open = False
-        self._pieces: list[str] = []  # of the open item: text, a refusal, or arguments
+        self._output: list[shapes.OutputItem] = []
+        self._is_open = False  # whether the last one is text that goes on
+        self._pieces: list[str] = []  # of that text
         self._logprobs: list[shapes.OutputLogprob] = []
         self._finish = "stop"
 
@@ -48,11 +50,11 @@ class GrowingResponse:
     def push(self, chunk: ChatChunkChoice) -> list[shapes.Numbered]:
         """Returns the events of what is new."""
         logprobs = [_logprob(entry) for entry in chunk.logprobs.content] if chunk.logprobs else []
-        text, events = _given(chunk.delta.content), []
+        text, events = _given(chunk.delta.content, ""), []
         self._finish = chunk.finish_reason or self._finish
         if text or (logprobs and not self._has_calls):
-            events += self._more_text(text or "", logprobs)
-        for call in _given(chunk.delta.tool_calls) or ():
+            events += self._more_text(text, logprobs)
+        for call in _given(chunk.delta.tool_calls, []):
             events += self._more_call(call)
         return events
 
@@ -60,7 +62,7 @@ class GrowingResponse:
         """Returns the last events."""
         events = [] if self._output else self._more_text("", [])
         reason = _INCOMPLETE.get(self._finish)
-        events += self._end_item("completed" if reason is None else "incomplete")
+        events += self._end_text("completed" if reason is None else "incomplete")
         self.response = msgspec.structs.replace(
             self.response,
             status="completed" if reason is None else "incomplete",
@@ -79,11 +81,11 @@ class GrowingResponse:
 
     def _more_text(self, text: str, logprobs: list[shapes.OutputLogprob]) -> list[shapes.Numbered]:
         events: list[shapes.Numbered] = []
-        if not self._is_open or self._has_calls_open:
-            events += self._end_item("completed")
+        if not self._is_open:
             item = shapes.OutputMessage(id=self._new_id("msg_"), status="in_progress", role="assistant", content=[])
-            events += self._begin_item(item)
+            events = self._begin(item)
             events.append(self._event(shapes.PartAdded, **self._part, part=_text("", [])))
+            self._is_open, self._pieces, self._logprobs = True, [], []
         self._pieces.append(text)
         self._logprobs += logprobs
         if text or logprobs:
@@ -91,51 +93,42 @@ class GrowingResponse:
         return events
 
     def _more_call(self, call: ToolCall) -> list[shapes.Numbered]:
-        events: list[shapes.Numbered] = []
-        if call_id := _given(call.id):
-            events += self._end_item("completed")
-            item = shapes.OutputCall(
-                id=self._new_id("fc_"),
-                status="in_progress",
-                call_id=call_id,
-                name=_given(call.function.name) or "",
-                arguments="",
-            )
-            events += self._begin_item(item)
-        if arguments := _given(call.function.arguments):
-            self._pieces.append(arguments)
-            events.append(self._event(shapes.ArgumentsDelta, **self._item, delta=arguments))
-        return events
+        """Returns the events of a call, which comes whole."""
+        name, arguments = call.function.name, call.function.arguments
+        begun = shapes.OutputCall(
+            id=self._new_id("fc_"), status="in_progress", call_id=call.id, name=name, arguments=""
+        )
+        return [
+            *self._end_text("completed"),
+            *self._begin(begun),
+            self._event(shapes.ArgumentsDelta, **self._item, delta=arguments),
+            self._event(shapes.ArgumentsDone, **self._item, name=name, arguments=arguments),
+            self._end(msgspec.structs.replace(begun, status="completed", arguments=arguments)),
+        ]
 
-    def _begin_item(self, item: shapes.OutputItem) -> list[shapes.Numbered]:
-        self._output.append(item)
-        self._is_open, self._pieces, self._logprobs = True, [], []
-        return [self._event(shapes.ItemAdded, output_index=len(self._output) - 1, item=item)]
-
-    def _end_item(self, status: Status) -> list[shapes.Numbered]:
+    def _end_text(self, status: Status) -> list[shapes.Numbered]:
         if not self._is_open:
             return []
-        item, whole = self._output[-1], "".join(self._pieces)
-        if isinstance(item, shapes.OutputMessage):
-            part = _text(whole, self._logprobs)
-            done: shapes.OutputItem = msgspec.structs.replace(item, status=status, content=[part])
-            events = [
-                self._event(shapes.TextDone, **self._part, text=whole, logprobs=self._logprobs),
-                self._event(shapes.PartDone, **self._part, part=part),
-            ]
-        else:
-            done = msgspec.structs.replace(item, status=status, arguments=whole)
-            events = [self._event(shapes.ArgumentsDone, **self._item, name=item.name, arguments=whole)]
-        self._output[-1], self._is_open = done, False
-        return [*events, self._event(shapes.ItemDone, output_index=len(self._output) - 1, item=done)]
+        self._is_open = False
+        whole, begun = "".join(self._pieces), self._output[-1]
+        part = _text(whole, self._logprobs)
+        return [
+            self._event(shapes.TextDone, **self._part, text=whole, logprobs=self._logprobs),
+            self._event(shapes.PartDone, **self._part, part=part),
+            self._end(msgspec.structs.replace(begun, status=status, content=[part])),
+        ]
+
+    def _begin(self, item: shapes.OutputItem) -> list[shapes.Numbered]:
+        self._output.append(item)
+        return [self._event(shapes.ItemAdded, output_index=len(self._output) - 1, item=item)]
+
+    def _end(self, item: shapes.OutputItem) -> shapes.Numbered:
+        self._output[-1] = item
+        return self._event(shapes.ItemDone, output_index=len(self._output) - 1, item=item)
 
     @property
     def _has_calls(self) -> bool:
         return any(isinstance(item, shapes.OutputCall) for item in self._output)
-
-    @property
-    def _has_calls_open(self) -> bool:
-        return isinstance(self._output[-1], shapes.OutputCall)
 
     @property
     def _item(self) -> dict[str, Any]:
@@ -202,5 +195,5 @@ def _usage(usage: Usage) -> shapes.ResponseUsage:
     )
 
 
-def _given(value: Any) -> Any:
-    return None if value is msgspec.UNSET else value
+def _given(value: _T | UnsetType, otherwise: _T) -> _T:
+    return otherwise if isinstance(value, UnsetType) else value
