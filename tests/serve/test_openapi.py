@@ -164,7 +164,15 @@ def test_thousands_of_requests_made_from_the_document_meet_no_fault(small_cria: 
     program = Path(sys.executable).with_name("st")
     command = [str(program), "--config-file", "schemathesis.toml", "run", f"{small_cria.url}/openapi.json"]
     command += ["--checks", "all", "--phases", "coverage,fuzzing", "--max-examples", "150", "--seed", "1"]
-    command += ["--exclude-path", "/look/live", "--request-timeout", "120", "--no-color"]  # that one never ends
+    command += [
+        "--exclude-path",
+        "/look/live",
+        "--request-timeout",
+        "600",
+        "--max-response-time",
+        "600",
+        "--no-color",
+    ]  # that one never ends
     env = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(tmp_path)}
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     print(run.stdout[-1500:])

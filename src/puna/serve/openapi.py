@@ -21,7 +21,7 @@ from starlette.routing import Route
 from puna import __version__
 from puna.serve import openapi_shapes
 from puna.serve.endpoint import json_response
-from puna.serve.openapi_operations import EVENTS, OPERATIONS, Operation
+from puna.serve.openapi_operations import EVENTS, OPERATIONS, PAGE, Operation
 from puna.serve.openapi_ranges import ranges
 from puna.serve.state import State
 
@@ -45,7 +45,7 @@ def routes(state: State) -> list[Route]:
 
 def document(state: State) -> dict[str, Any]:
     """Returns the document of a server."""
-    operations = OPERATIONS
+    operations = OPERATIONS + (PAGE if state.settings.page else ())
     kinds = [kind for each in operations for kind in _kinds(each)] + list(openapi_shapes.SHAPES.values())
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     of_kind = _Schemas(kinds, list(schemas))
