@@ -5,7 +5,9 @@ prompts of up to 4,000 tokens: log-probabilities may differ by TOLERANCE nats. T
 its first token before a text, as that of the released models does by itself.
 """
 
+import json
 import math
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from puna.eval.ask import Question
 from puna.eval.local import LocalModel
 from puna.eval.task import Choice, Likelihood, Passage, Prompt
 from puna.eval.tasks import TASKS
+from puna.prompt.vocab import BEGIN_OF_TEXT
 from tests.reference.referees import ask
+from tests.serve.conftest import MODEL, Running
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +40,16 @@ PROMPTS = {
     "minerva_math_algebra": ("math", 4, None),
     "mbpp": ("mbpp", 3, None),
 }
+
+
+_BEGIN, _TEXT = {"SpecialToken": {"id": BEGIN_OF_TEXT, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+BEGINS_TEXTS = {
+    "type": "TemplateProcessing",
+    "single": [_BEGIN, _TEXT],
+    "pair": [_BEGIN, _TEXT, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {BEGIN_OF_TEXT: {"id": BEGIN_OF_TEXT, "ids": [12224], "tokens": [BEGIN_OF_TEXT]}},
+}
+"""What makes a tokenizer of transformers put cria's first token before a text, as those of the released models do."""
 
 
 @cache
@@ -57,22 +71,47 @@ def replies(prompts: dict[str, Prompt]) -> dict[str, Any]:
     return {question.key: each for question, (each,) in LocalModel(cria()).answers(questions)}
 
 
-def test_mmlu_equals_lm_eval_through_transformers_item_by_item() -> None:
-    task, data = TASKS["mmlu"], slices()
-    theirs = ask(
-        "lm_eval_runs", job="choices", model="hf", arguments=ARGUMENTS, task="mmlu", data=str(data), limit=None
-    )
-    items = list(task.items(data))
+def compare(theirs: dict[str, list[dict[str, Any]]], n_items: int) -> str:
+    """Asserts that our MMLU says of `n_items` what the harness says, one by one; returns what was compared."""
+    task = TASKS["mmlu"]
+    rows = {f"{name.removeprefix('mmlu_')}/{place}": row for name, of in theirs.items() for place, row in enumerate(of)}
+    items = [item for item in task.items(slices()) if item.id in rows]
+    assert len(items) == len(rows) == n_items
     ours = replies({item.id: task.prompt(item) for item in items})
-    assert len(items) == sum(len(rows) for rows in theirs.values()) == 171
     worst = 0.0
     for item in items:
-        subject, place = item.id.split("/")
-        row, reply = theirs[f"mmlu_{subject}"][int(place)], ours[item.id]
+        row, reply = rows[item.id], ours[item.id]
         assert reply.details["logprobs"] == pytest.approx(row["logprobs"], abs=TOLERANCE), item.id
         assert (task.score(item, reply.text).value == 1) is row["right"], item.id
         worst = max(worst, *(abs(a - b) for a, b in zip(reply.details["logprobs"], row["logprobs"], strict=True)))
-    print(f"171 items, 684 log-likelihoods: at most {worst:.1e} nats apart, the same verdict on each")
+    return f"{n_items} items, {4 * n_items} log-likelihoods: at most {worst:.1e} nats apart, the same verdicts"
+
+
+def test_mmlu_equals_lm_eval_through_transformers_item_by_item() -> None:
+    question = {"job": "choices", "arguments": ARGUMENTS, "task": "mmlu", "data": str(slices()), "limit": None}
+    print(compare(ask("lm_eval_runs", model="hf", **question), 171))
+
+
+def test_mmlu_equals_lm_eval_through_our_server_item_by_item(tmp_path: Path) -> None:
+    """One item of each scientific subject: the harness sends every prompt four times."""
+    shutil.copy(CRIA / "config.json", tmp_path)
+    document = json.loads((CRIA / "tokenizer.json").read_text("utf-8"))
+    document["post_processor"] = BEGINS_TEXTS
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    server = Running(cria())
+    arguments = {
+        "base_url": f"{server.url}/v1/completions",
+        "model": MODEL,
+        "tokenizer_backend": "huggingface",
+        "tokenizer": str(tmp_path),
+        "add_bos_token": True,
+        "max_length": 4096,  # or the harness cuts prompts to half of what cria reads
+    }
+    question = {"job": "choices", "arguments": arguments, "task": "mmlu_stem", "data": str(slices()), "limit": 1}
+    try:
+        print(compare(ask("lm_eval_runs", model="local-completions", **question), 19))
+    finally:
+        server.stop()
 
 
 def test_texts_of_several_windows_have_the_likelihood_that_lm_eval_finds() -> None:
