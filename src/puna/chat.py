@@ -521,6 +521,11 @@ class Session:
         return self._engine.n_running
 
     @property
+    def running(self) -> list[tuple[int, int]]:
+        """Samples (number, sample) that are being read or decoded."""
+        return self._engine.running
+
+    @property
     def is_idle(self) -> bool:
         return self._engine.is_idle
 

@@ -7,6 +7,7 @@ the environment:
 PUNA_MODEL      the model that commands take when none is named, instead of cria
 PUNA_DEVICE     where models run, as --device
 PUNA_DTYPE      the numbers they run in, as --dtype
+PUNA_API_KEY    the key that opens a server, where no --api-key-file is given
 RANK            which process this is, where torchrun started several; WORLD_SIZE says how many
 PUNA_TRACEBACK  set to 1, shows where a fault of puna itself happened
 """
@@ -164,6 +165,20 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument(
         "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
     )
+    parser.add_argument(
+        "--request-seconds", type=float, metavar="N", help="end an answer that takes longer, waiting included"
+    )
+    parser.add_argument(
+        "--image-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures from there over https; *.NAME for all below a name (default: fetch none)",
+    )
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="URL", help="let web pages of this origin ask (default: none)"
+    )
+    parser.add_argument("--no-page", action="store_true", help="leave the page at / out")
     parser.add_argument("--vllm-metrics", action="store_true", help="name metrics as vLLM does, for its dashboards")
     parser.add_argument("--system", metavar="TEXT", help="for conversations that have no system message; '' for none")
     parser.add_argument("--reports", type=Path, metavar="FILE", help="keep what clients report of answers: hashes only")
@@ -254,7 +269,9 @@ def _add_eval(commands: Any) -> None:
     what.add_argument(
         "--task", metavar="NAME[,..]", help="tasks, such as mmlu,mgsm; held_out: what cria's training held out"
     )
-    what.add_argument("--suite", metavar="NAME", help="card, base, chat: the card's rows; or a file that names tasks")
+    what.add_argument(
+        "--suite", metavar="NAME", help="card, base, chat, safety, redteam, critical, or a file with tasks"
+    )
     what.add_argument("--compare", nargs=2, type=Path, metavar="RUN", help="two runs' folders: is the second better?")
     parser.add_argument(
         "--data",
@@ -273,6 +290,9 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of answers that are drawn (default 0)")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="items answered at a time (default 64)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer, where the task's is longer")
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="safety.json of before: fail where it is worse")
+    parser.add_argument("--operator", metavar="NAME", help="for --suite critical: who runs it, as ACCESS.md allows")
+    _add_protection(parser)
     parser.add_argument(
         "--url", metavar="URL", help="ask a server in the shape of OpenAI's API, such as http://host:8000/v1"
     )
@@ -426,8 +446,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise DeviceError(f"puna serve needs {error.name}, which is missing: pip install 'puna[serve]'") from error
     import logging
 
-    for name in ("max_open", "drain_seconds"):
-        if getattr(arguments, name) < 1:
+    for name in ("max_open", "drain_seconds", "request_seconds"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     keys = _api_keys(arguments.api_key_file)
     model = arguments.name or Path(_model_name(arguments.model)).name
@@ -445,6 +465,10 @@ def _serve(arguments: argparse.Namespace) -> None:
         keys=keys,
         max_open=arguments.max_open,
         metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
+        request_seconds=arguments.request_seconds,
+        image_hosts=tuple(arguments.image_host),
+        origins=tuple(arguments.origin),
+        page=not arguments.no_page,
         screen=protections,
     )
 
@@ -520,9 +544,9 @@ def _run_on_cluster(arguments: argparse.Namespace, model: str) -> "Coroutine[Any
 
 
 def _api_keys(file: Path | None) -> tuple[str, ...]:
-    """Returns the keys in `file`, one a line; lines that begin with # are comments."""
+    """Returns the keys in `file`, one a line; lines that begin with # are comments. Without it, the environment's."""
     if file is None:
-        return ()
+        return tuple(filter(None, [os.environ.get("PUNA_API_KEY", "").strip()]))
     lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
@@ -644,6 +668,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         _print({each.task: each.to_json() for each in found}, arguments, compare.table(found))
     elif arguments.task == "held_out":
         _eval_held_out(arguments)
+    elif arguments.suite in ("safety", "redteam", "critical"):
+        _eval_safety(arguments)
     elif arguments.responses:
         _eval_responses(arguments)
     else:
@@ -666,6 +692,31 @@ def _eval_model(arguments: argparse.Namespace) -> None:
     _say(f"records, tables and items are in {folder_path}")
     text = report.markdown([each.evaluation for each in outcomes])
     _print({each.evaluation.task: each.to_json() for each in outcomes}, arguments, text)
+
+
+def _eval_safety(arguments: argparse.Namespace) -> None:
+    """Runs a suite about safety on a model behind the protections of --guard, and prints its tables."""
+    from puna.eval import safety_suite
+    from puna.guard import pipeline
+
+    protections = pipeline.make(_policy(arguments))
+    model, _ = _eval_server(arguments) if arguments.url else _eval_local(arguments)
+    findings = safety_suite.run(
+        arguments.suite,
+        model,
+        protections,
+        arguments.data,
+        limit=arguments.limit,
+        max_new_tokens=arguments.max_new_tokens,
+        baseline=arguments.baseline,
+        operator=arguments.operator,
+        progress=_say,
+    )
+    if arguments.out is not None:
+        safety_suite.write(findings, arguments.suite, arguments.out)
+    _print(findings.document, arguments, findings.table)
+    if findings.worse:
+        raise ConfigError(f"worse than {arguments.baseline}: {'; '.join(findings.worse)}")
 
 
 def _eval_responses(arguments: argparse.Namespace) -> None:

@@ -125,6 +125,11 @@ class Share:
         return self._shared._count(self._inbox, self._shared.engine.running)
 
     @property
+    def running(self) -> list[tuple[int, int]]:
+        """Own samples (request id, number) that have begun."""
+        return [sample for sample in self._shared.engine.running if sample[0] in self._inbox.open]
+
+    @property
     def is_idle(self) -> bool:
         """Says whether no event can come any more."""
         return not self._inbox.open and self._inbox.failure is None

@@ -9,13 +9,14 @@ that all share.
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -77,7 +78,14 @@ def _application(state: State) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys((Refusal, PromptError, CapacityError, HTTPException, Exception), tell)
     routes: list[BaseRoute] = [route for of_file in ROUTES for route in of_file(state)]
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    return Log(announced(Keys(app, state.settings.keys), state.settings.screen))
+    keyed = announced(Keys(app, state.settings.keys), state.settings.screen)
+    return Log(_for_pages_of(state.settings.origins, keyed) if state.settings.origins else keyed)
+
+
+def _for_pages_of(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
+    """Lets web pages of these origins ask; browsers ask without a key whether they may."""
+    headers = ("Authorization", "Content-Type", "X-Api-Key", "Anthropic-Version")
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=headers)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -106,6 +114,8 @@ def run(
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--host {host} --port {port}: {error}; choose another, or 0 for any free port") from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # ends connections whose other side reads nothing, with what they hold
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * settings.stall_seconds))
     server = Server(assistant, settings)
     config = uvicorn.Config(
         server.app,

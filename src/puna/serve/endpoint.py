@@ -48,6 +48,10 @@ _Asked = TypeVar("_Asked")
 _log = logging.getLogger("puna.serve")
 
 
+class StalledError(Exception):
+    """A client does not read what it is sent."""
+
+
 class Endpoint(Generic[_Asked]):
     """A POST whose body is a `kind` and whose answer `act` sends, for as long as it likes.
 
@@ -68,6 +72,8 @@ class Endpoint(Generic[_Asked]):
             await self._unless_gone(receive, self._act(self._state, asked, send))
         except ClientDisconnect:  # while the body was read: nobody waits for an answer
             return
+        except StalledError:
+            self._state.metrics.disconnects.inc()
         except Exception as error:  # told here, since what reaches the HTTP server closes the connection
             await refused(refusal_from(error), scope["path"])(scope, receive, send)
 
@@ -131,9 +137,11 @@ async def send_events(
     await send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
     try:
         while (event := await _next(state, send, events, ping)) is not None:
-            await _send_part(send, event)
+            await _send_part(state, send, event)
+    except StalledError:
+        raise
     except Exception as error:
-        await _send_part(send, failed(refusal_from(error)))
+        await _send_part(state, send, failed(refusal_from(error)))
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -205,7 +213,7 @@ async def _next(state: State, send: Send, events: AsyncIterator[bytes], ping: by
     coming = asyncio.ensure_future(anext(events, None))
     try:
         while not (await asyncio.wait((coming,), timeout=state.settings.ping_seconds))[0]:
-            await _send_part(send, ping)
+            await _send_part(state, send, ping)
     finally:
         if not coming.done():
             coming.cancel()
@@ -220,6 +228,12 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _send_part(send: Send, body: bytes) -> None:
-    if body:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+async def _send_part(state: State, send: Send, body: bytes) -> None:
+    """Sends a part of a stream. Raises StalledError when what was sent before is not read for too long."""
+    if not body:
+        return
+    try:
+        async with asyncio.timeout(state.settings.stall_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+    except TimeoutError as error:
+        raise StalledError from error

@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from puna.chat import Piece
+from puna.chat import Options, Piece
 from puna.serve import convert, schema, stream
 from puna.serve.convert import Job
 from puna.serve.pictures import Fetch, addresses, refuse_fetching
+from puna.serve.refusal import Refusal
 from puna.serve.screen import Conversations, Open, Pieces, Screen
 from puna.serve.state import State, new_id
 from puna.serve.worker import Answers
@@ -59,6 +60,8 @@ class Making(Generic[Chunk, Choice]):
                     continue
                 self._completion_tokens += piece.token is not None
                 self._cached_tokens[index] = max(piece.n_cached, self._cached_tokens.get(index, 0))
+                if piece.finish == "abort":
+                    raise _aborted()
                 chunk = self._push[index][piece.sample](piece)
                 if chunk is not None:
                     chunks.append(chunk)
@@ -115,6 +118,7 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
         async with _making(state, [job], screen) as (answers, pieces):
             first = [each.open() for each in growing]
             yield Making([job], answers, pieces, first, [[each.push for each in growing]], stream.whole_chat)
+        state.metrics.misread_calls.inc(sum(each.n_misread for each in growing))
 
 
 @contextlib.asynccontextmanager
@@ -174,7 +178,8 @@ async def _making(
     state: State, jobs: Sequence[Job], screen: Screen
 ) -> AsyncIterator[tuple[Answers, AsyncIterator[Pieces]]]:
     """Has the model answer all jobs that want an answer, and gives the pieces that a client may see."""
-    async with state.worker.answer([(job.prompt, job.options) for job in jobs if job.n]) as answers:
+    limit = Options(deadline_seconds=state.settings.request_seconds)
+    async with state.worker.answer([(job.prompt, Options(**job.options, **limit)) for job in jobs if job.n]) as answers:
         made = answers.pieces()
         async with contextlib.aclosing(made), _closing(screen.watch(made)) as shown:
             yield answers, shown
@@ -187,6 +192,12 @@ async def _closing(pieces: AsyncIterator[Pieces]) -> AsyncIterator[AsyncIterator
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
+
+
+def _aborted() -> Refusal:
+    """Returns what is said of an answer that the engine ended: its time was up, or its grammar led nowhere."""
+    problem = "the answer was ended: it took longer than this server allows, or its grammar led nowhere"
+    return Refusal(504, problem, code="aborted", kind="server_error", headers={"X-Should-Retry": "false"})
 
 
 def _routing(state: State) -> stream.Routing:

@@ -33,6 +33,9 @@ class Settings:
     max_body_bytes: int = 32 * 2**20
     body_seconds: float = 60.0  # for a whole body to arrive
     ping_seconds: float = 15.0  # of silence in a stream
+    stall_seconds: float = 60.0  # that a client may take to read what was sent, before it counts as gone
+    request_seconds: float | None = None  # for an answer, waiting included; None sets no limit
+    origins: tuple[str, ...] = ()  # of web pages that may ask, such as https://chat.example.org
     conversions_at_once: int = 2  # requests that become prompts at the same time: decoding pictures takes memory
     metrics_prefix: str = PREFIX
     image_hosts: tuple[str, ...] = ()  # that pictures are fetched from, over https; none fetches nothing

@@ -22,6 +22,8 @@ from puna.chat import Assistant, Options, Piece, Session
 from puna.engine.request import TokenLogprobs
 from puna.errors import CapacityError, PunaError
 from puna.prompt.render import Prompt
+from puna.serve.energy import meters
+from puna.serve.load import Held, Load
 from puna.serve.metrics import Metrics
 
 _log = logging.getLogger("puna.serve")
@@ -37,6 +39,8 @@ class _Growing:
     def __init__(self, index: int, n: int, began: float, answers: "Answers") -> None:
         self.index = index
         self.began = began
+        self.first_step: float | None = None  # when it was running after a step for the first time
+        self.first_token: float | None = None
         self.answers = answers
         self.unfinished = set(range(n))  # samples
         self.n_tokens = 0
@@ -112,8 +116,9 @@ class Worker:
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="puna-model", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        metrics.watch("num_requests_running", "Answers that the model works on.", lambda: self.n_running)
-        metrics.watch("num_requests_waiting", "Answers that wait for room.", lambda: self.n_waiting)
+        self._unbegun: set[int] = set()  # the thread's: what has not run yet
+        layers, counts = sorted(assistant.config.text.moe_layers), assistant.engine.route_counts.totals
+        metrics.add(Load(metrics.model, metrics.prefix, self._held, counts, layers, meters()))
 
     @property
     def is_alive(self) -> bool:
@@ -159,6 +164,8 @@ class Worker:
             yield answers
         finally:
             for growing in answers.growing:
+                for _ in growing.unfinished:
+                    self._metrics.finish("abort")
                 if growing.unfinished:
                     self._drop(growing)
 
@@ -166,6 +173,7 @@ class Worker:
         def begin(session: Session) -> None:
             number = session.begin(prompt, **options)
             self._growing[number] = growing, set(growing.unfinished)
+            self._unbegun.add(number)
 
         growing.answers.growing.append(growing)  # at once, so that it is dropped even if the client leaves meanwhile
         try:
@@ -176,6 +184,20 @@ class Worker:
         self._metrics.prompt_tokens.inc(len(prompt.ids))
         self._metrics.prompt_lens.observe(len(prompt.ids))
         self._metrics.image_tiles.inc(0 if prompt.tiles is None else len(prompt.tiles))
+
+    def _held(self) -> Held:
+        load = self.load
+        shares = [held / n for held, n in zip(load.n_held_blocks, load.n_blocks, strict=True) if n]
+        return Held(
+            n_running=self.n_running,
+            n_waiting=self.n_waiting,
+            kv_use=max(shares, default=0.0),
+            n_prompt_tokens=load.n_prompt_tokens,
+            n_cached_tokens=load.n_cached_tokens,
+            n_preempted=load.n_preempted,
+            n_drafted=load.n_drafted,
+            n_accepted=load.n_accepted,
+        )
 
     def expert_counts(self) -> list[list[int]]:
         """Returns how many tokens each expert of each layer with experts took, where the model's runner tells."""
@@ -222,11 +244,22 @@ class Worker:
                 _log.exception("a step of the model failed; all answers in progress end")
                 self._tell(self._fail, [growing for growing, _ in self._growing.values()], error)
                 self._growing.clear()
+                self._unbegun.clear()
                 self._session = self._assistant.session()
             else:
-                self._tell(self._deliver, [(self._owner(number, piece), piece) for number, piece in pieces])
-
+                begun = self._begun({number for number, _ in pieces})
+                self._tell(self._deliver, begun, [(self._owner(number, piece), piece) for number, piece in pieces])
             self._count()
+
+    def _begun(self, heard_of: set[int]) -> list[_Growing]:
+        """Returns what has run in this step for the first time. `heard_of` are those that gave a piece."""
+        if not self._unbegun:
+            return []
+        running = heard_of | {number for number, _ in self._session.running}
+        begun = [self._growing[number][0] for number in self._unbegun & running & self._growing.keys()]
+        self._unbegun -= running
+        self._unbegun &= self._growing.keys()
+        return begun
 
     def _count(self) -> None:
         self.n_running, self.n_waiting = self._session.n_running, self._session.n_waiting
@@ -256,8 +289,11 @@ class Worker:
 
     # Back in the event loop -------------------------------------------------------------------------------------------
 
-    def _deliver(self, pieces: list[tuple[_Growing, Piece]]) -> None:
+    def _deliver(self, begun: list[_Growing], pieces: list[tuple[_Growing, Piece]]) -> None:
         now = self._clock()
+        for growing in begun:
+            growing.first_step = now
+            self._metrics.queued.observe(now - growing.began)
         for growing, piece in pieces:
             if piece.token is not None:
                 self._count_token(growing, piece.sample, now)
@@ -266,12 +302,17 @@ class Worker:
                 self._metrics.finish(piece.finish)
                 if not growing.unfinished:
                     self._metrics.whole.observe(now - growing.began)
+                    if growing.first_token is not None:
+                        self._metrics.decode.observe(now - growing.first_token)
                     self._metrics.answer_lens.observe(growing.n_tokens)
             growing.answers.arrived.put_nowait((growing.index, piece))
 
     def _count_token(self, growing: _Growing, sample: int, now: float) -> None:
-        if not growing.n_tokens:
+        if growing.first_token is None:
+            growing.first_token = now
             self._metrics.first_token.observe(now - growing.began)
+            if growing.first_step is not None:
+                self._metrics.prefill.observe(now - growing.first_step)
         if sample in growing.last_seconds:
             self._metrics.inter_token.observe(now - growing.last_seconds[sample])
         growing.last_seconds[sample] = now
