@@ -99,11 +99,11 @@ def test_answers_and_events_fit_the_document(described: dict[str, Any], running:
         whole = jsonschema_rs.Draft202012Validator(
             content["application/json"]["schema"] | {"components": described["components"]}
         )
-        whole.validate(running.post(path, {"model": MODEL} | asked).document)
+        whole.validate(running.post(path, {"model": MODEL, "temperature": 0} | asked).document)
         data = content["text/event-stream"]["schema"]["properties"]["data"]
         event = data["anyOf"][1]["contentSchema"] if "anyOf" in data else data["contentSchema"]
         of_event = jsonschema_rs.Draft202012Validator(event | {"components": described["components"]})
-        body = running.post(path, {"model": MODEL, "stream": True} | asked).body.decode()
+        body = running.post(path, {"model": MODEL, "temperature": 0, "stream": True} | asked).body.decode()
         events = [part.partition("data: ")[2] for part in body.split("\n\n") if part]
         for each in events:
             if each != "[DONE]":
