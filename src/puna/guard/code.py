@@ -124,8 +124,8 @@ def coverage(language: str | None = None) -> tuple[str, ...]:
 def find(code: str, language: str | None = None) -> list[Finding]:
     """Returns the findings in the order of the text, each CWE once a line."""
     found = exposed_secrets(code)
-    for start, block, named in _blocks(code, language):
-        each_found = _scan(block, _known(named) or guess_language(block))
+    for start, block, named in blocks(code, language):
+        each_found = _scan(block, known(named) or guess_language(block))
         found += [each._replace(start=each.start + start, end=each.end + start) for each in each_found]
     once: dict[tuple[int, str], Finding] = {}
     for each in sorted(found, key=lambda each: (each.start, -each.score)):
@@ -139,13 +139,13 @@ def guess_language(code: str) -> str:
     return next((language for language, look in LOOKS if look.search(code)), "python")
 
 
-def _known(name: str | None) -> str | None:
+def known(name: str | None) -> str | None:
     lowered = (name or "").strip().lower()
     lowered = LANGUAGE_NAMES.get(lowered, lowered)
     return lowered if lowered in code_patterns.RULES else None
 
 
-def _blocks(code: str, language: str | None) -> list[tuple[int, str, str | None]]:
+def blocks(code: str, language: str | None) -> list[tuple[int, str, str | None]]:
     """Returns start, text and named language of each fenced block, or of the whole where nothing is fenced."""
     fences = [(match.start(2), match[2], match[1] or language) for match in FENCE.finditer(code)]
     return fences or [(0, code, language)]
