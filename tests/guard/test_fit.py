@@ -20,6 +20,12 @@ RECIPE = {
         kind: ["{} one", "{} two"] if kind in {"forms", "document"} else [f"{kind} one", f"{kind} two"]
         for kind in ("claims", "frames", "asks", "forms", "things", "chatter", "document", "claims_in_document")
     },
+    "notices": {kind: [f"{kind} {{}}", f"{kind} two"] for kind in ("subjects", "facts", "asks", "closings", "names")},
+    "tasks": {
+        "frames": ["{0} and {1}", "only {1}"],
+        "materials": ["material one", "material two"],
+        "results": ["result one", "result two"],
+    },
 }
 
 

@@ -33,6 +33,9 @@ FALSE_POSITIVE_RATE = 0.01
 POOLED = ("jailbreak_wrappers", "cyberseceval_prompt_injection", "multilingual_injection")  # attacks given directly
 
 
+ASKING = ("claims", "asks", "forms", "things")  # clauses that ask for what a prompt protects
+
+
 class Row(NamedTuple):
     """One text. `part` is the characters that attack, where only a part does; `group` never spans two folds."""
 
@@ -112,7 +115,8 @@ def generate(recipe: Mapping[str, Any], chosen: Callable[[str], bool], scale: fl
     rng = random.Random(recipe["data"]["seed"])
     weight = recipe["fit"]["language_weight"]
     rows = []
-    for language, clauses in recipe["languages"].items():
+    for language, own in recipe["languages"].items():
+        clauses = own | {kind: recipe["indirect"][kind] for kind in ASKING} if language == "en" else own
         kept = {kind: [each for each in texts if chosen(each)] or texts[:1] for kind, texts in clauses.items()}
         for _ in range(int(recipe["data"]["generated_attacks"] * scale)):
             rows.append(Row("grammar", language, "", _attack(rng, kept), True, weight=weight / 3))
@@ -124,6 +128,10 @@ def generate(recipe: Mapping[str, Any], chosen: Callable[[str], bool], scale: fl
     benign = recipe["languages"]["en"]["benign"]
     english = [each for each in benign if chosen(each)] or benign[:1]
     rows += [Row("grammar", "en", "", _indirect(rng, indirect), True, weight=0.5) for _ in range(int(700 * scale))]
+    notices = {kind: [each for each in texts if chosen(each)] or texts[:1] for kind, texts in recipe["notices"].items()}
+    rows += [Row("grammar", "en", "", _notice(rng, notices), False, weight=0.5) for _ in range(int(500 * scale))]
+    tasks = {kind: [each for each in texts if chosen(each)] or texts[:1] for kind, texts in recipe["tasks"].items()}
+    rows += [Row("grammar", "en", "", _task(rng, tasks, english), False, weight=0.5) for _ in range(int(700 * scale))]
     for _ in range(int(400 * scale)):
         line = rng.choice(indirect["document"]).format(rng.choice(indirect["claims_in_document"]))
         around = [rng.choice(english) for _ in range(rng.randrange(4))]
@@ -148,11 +156,20 @@ def collages(recipe: Mapping[str, Any], rows: Sequence[Row], generated: Sequence
     return made
 
 
+def cleaned(rows: Sequence[Row]) -> list[Row]:
+    """Returns each row of which a part attacks without that part, which makes it benign."""
+    return [
+        Row("cleaned", row.language, row.group, row.text.replace(row.part, ""), False, weight=row.weight)
+        for row in rows
+        if row.attack and row.part and row.part in row.text
+    ]
+
+
 def _attack(rng: random.Random, clauses: Mapping[str, Sequence[str]]) -> str:
     def one(kind: str) -> str:
         return rng.choice(clauses[kind])
 
-    shapes = (
+    shapes: tuple[Callable[[], list[str]], ...] = (
         lambda: [one("override"), one("reveal")],
         lambda: [one("override"), one("reveal"), one("action")],
         lambda: [one("override")],
@@ -166,13 +183,54 @@ def _attack(rng: random.Random, clauses: Mapping[str, Sequence[str]]) -> str:
         lambda: [one("persona"), one("override")],
         lambda: [one("authority"), one("persona")],
     )
-    parts = rng.choice(shapes)()
+    asking: tuple[Callable[[], list[str]], ...] = (
+        lambda: [one("override"), one("asks")],
+        lambda: [one("claims"), one("asks")],
+        lambda: [one("claims"), one("reveal")],
+        lambda: [one("authority"), one("asks")],
+        lambda: [one("asks")],
+        lambda: [one("forms").format(one("things"))],
+        lambda: [one("override"), one("forms").format(one("things"))],
+        lambda: [one("benign"), one("asks")],
+    )
+    parts = rng.choice(shapes + asking if "asks" in clauses else shapes)()
     text = rng.choice([". ", " ", ", ", "! ", ": ", "\n"]).join(part.rstrip(".?!।") for part in parts)
     return _vary(rng, text + rng.choice(["", ".", "!", "."]))
 
 
 def _benign(rng: random.Random, clauses: Mapping[str, Sequence[str]]) -> str:
     return _vary(rng, " ".join(rng.choice(clauses["benign"]) for _ in range(rng.choice([1, 1, 1, 2, 3]))))
+
+
+def _notice(rng: random.Random, clauses: Mapping[str, Sequence[str]]) -> str:
+    """Returns a letter as companies send it: it names sums and dates, and asks for ordinary things."""
+
+    def one(kind: str) -> str:
+        named = [rng.choice([_sum(rng), _date(rng), rng.choice(clauses["names"])]) for _ in range(2)]
+        return rng.choice(clauses[kind]).format(*named)
+
+    name = rng.choice(clauses["names"])
+    mail = f"SUBJECT: {one('subjects')}|EMAIL_FROM: {name}|RECEIVED DATE: {_date(rng)}|CONTENT:"
+    head = [mail, f"Subject: {one('subjects')}", ""]
+    body = [one("facts") for _ in range(rng.randrange(1, 4))] + [one("asks") for _ in range(rng.randrange(1, 3))]
+    lines = [rng.choice(head), rng.choice([f"Hi {name},", "Hello,", ""]), *body, one("closings")]
+    return rng.choice(["\n", "\n\n", " "]).join(line for line in lines if line)
+
+
+def _task(rng: random.Random, clauses: Mapping[str, Sequence[str]], others: Sequence[str]) -> str:
+    """Returns a task, often with what it is about on a line of its own."""
+    task = rng.choice(clauses["frames"]).format(rng.choice(clauses["materials"]), rng.choice(clauses["results"]))
+    return "\n".join([task, *rng.sample(others, min(rng.choice([0, 0, 1, 2]), len(others)))])
+
+
+def _sum(rng: random.Random) -> str:
+    thousands = rng.choice([f"{rng.randrange(1, 9)},", ""])
+    return f"{rng.choice('$€£')}{thousands}{rng.randrange(100, 999)}.{rng.randrange(10, 99)}"
+
+
+def _date(rng: random.Random) -> str:
+    month = rng.choice(["Jan", "Feb", "March", "May", "June", "August", "Oct", "Dec"])
+    return f"{rng.randrange(1, 29)} {month} {rng.randrange(2019, 2027)}"
 
 
 def _vary(rng: random.Random, text: str) -> str:
@@ -291,7 +349,7 @@ def cross_validate(recipe: Mapping[str, Any], rows: Sequence[Row], n_folds: int)
             return _fold(clause, n_folds) == fold
 
         generated = generate(recipe, lambda clause: not unseen(clause))
-        seen = [*outside, *generated, *collages(recipe, outside, generated)]
+        seen = [*outside, *cleaned(outside), *generated, *collages(recipe, outside, generated)]
         weights, bias = solve(design(seen, recipe["fit"]["hard_benign_weight"]), recipe["fit"])
         probes = list({row.text: row for row in generate(recipe, unseen, 0.1)}.values())
         held_out = [*inside, *probes]
@@ -353,7 +411,7 @@ def _report(scored: Sequence[tuple[Row, float]], threshold: float) -> dict[str, 
 def train(recipe: Mapping[str, Any], rows: Sequence[Row], threshold: float) -> Classifier:
     """Returns the classifier trained on everything, its bias moved so that `threshold` scores 0.5."""
     generated = generate(recipe, lambda clause: True)
-    seen = [*rows, *generated, *collages(recipe, rows, generated)]
+    seen = [*rows, *cleaned(rows), *generated, *collages(recipe, rows, generated)]
     weights, bias = solve(design(seen, recipe["fit"]["hard_benign_weight"]), recipe["fit"])
     return Classifier(weights=weights.astype(np.float16), bias=bias - threshold)
 

@@ -1,8 +1,8 @@
 """Text to hashed n-grams, the input of the embedded prompt-attack classifier.
 
 In: text of any length. Out: sorted indices into a table of weights and how much each counts. Characters and words are
-hashed with integer arithmetic on whole arrays, so that 1,000 characters cost well under a millisecond. It does not know
-what is learnt from them.
+hashed with integer arithmetic on whole arrays; what stands further apart is seen by `phrases`. It does not know what is
+learnt from them.
 """
 
 import re
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from puna.guard import phrases
 
 CHARACTER_BITS, WORD_BITS = 18, 17
 N_CHARACTER_BUCKETS, N_WORD_BUCKETS = 2**CHARACTER_BITS, 2**WORD_BITS
@@ -25,8 +27,8 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 STEP = np.uint64(0x100000001B3)
 
 
-# Facts about the whole text that n-grams cannot see; each is 0 or 1.
-FACTS = (
+# Facts about the whole text that n-grams cannot see; each is 0 or 1. Those of `phrases` follow.
+SHAPES = (
     "four or more questions",
     "question and answer pairs",
     "a word many times in a row",
@@ -34,7 +36,8 @@ FACTS = (
     "capitals in a row",
     "persona in square brackets",
 )
-N_FEATURES = N_CHARACTER_BUCKETS + N_WORD_BUCKETS + len(FACTS)
+FACT_VALUE, PHRASE_VALUE = 0.3, 0.5
+N_FEATURES = N_CHARACTER_BUCKETS + N_WORD_BUCKETS + len(SHAPES) + phrases.N_FACTS
 
 
 class Features(NamedTuple):
@@ -60,9 +63,10 @@ def features(text: str) -> Features:
     parts = [
         np.unique(characters >> np.uint64(64 - CHARACTER_BITS)).astype(np.int64),
         np.unique(words >> np.uint64(64 - WORD_BITS)).astype(np.int64) + N_CHARACTER_BUCKETS,
-        np.flatnonzero(_facts(text, plain)).astype(np.int64) + N_CHARACTER_BUCKETS + N_WORD_BUCKETS,
+        np.flatnonzero(_shapes(text, plain)).astype(np.int64) + N_CHARACTER_BUCKETS + N_WORD_BUCKETS,
+        np.flatnonzero(phrases.facts(plain)).astype(np.int64) + N_CHARACTER_BUCKETS + N_WORD_BUCKETS + len(SHAPES),
     ]
-    lengths = [1 / np.sqrt(max(len(parts[0]), 1)), 1 / np.sqrt(max(len(parts[1]), 1)), 0.3]
+    lengths = [1 / np.sqrt(max(len(parts[0]), 1)), 1 / np.sqrt(max(len(parts[1]), 1)), FACT_VALUE, PHRASE_VALUE]
     values = np.concatenate([np.full(len(part), each) for part, each in zip(parts, lengths, strict=True)])
     return Features(np.concatenate(parts), values.astype(np.float32))
 
@@ -80,7 +84,7 @@ def _ngrams(symbols: NDArray[np.uint64], lengths: tuple[int, ...]) -> NDArray[np
     return np.concatenate(found) if found else np.zeros(0, dtype=np.uint64)
 
 
-def _facts(text: str, plain: str) -> NDArray[np.bool_]:
+def _shapes(text: str, plain: str) -> NDArray[np.bool_]:
     return np.array(
         [
             len(re.findall(r"[?？؟]", text)) >= 4,
