@@ -140,6 +140,7 @@ def guess_language(code: str) -> str:
 
 
 def known(name: str | None) -> str | None:
+    """Returns the language that a name or an extension stands for, None for one without rules."""
     lowered = (name or "").strip().lower()
     lowered = LANGUAGE_NAMES.get(lowered, lowered)
     return lowered if lowered in code_patterns.RULES else None
