@@ -224,18 +224,22 @@ def test_people_ask_about_a_picture_read_the_answer_and_see_where_it_went(page: 
 
 
 @needs_chromium
-def test_grid_of_a_picture_is_the_one_that_the_server_cuts(page: chromium.Page, assistant: Assistant) -> None:
+def test_grid_of_a_picture_is_the_one_that_the_server_cuts(
+    browser: chromium.Browser, running: Running, assistant: Assistant
+) -> None:
     random = Random(5)
     cases = [
         (random.randint(1, 4000), random.randint(1, 4000), *random.choice([(16, 4), (336, 16), (96, 4)]))
         for _ in range(3000)
     ]
-    shown = page.run(
+    script = browser.open(running.url + "/page/tiles.js")  # the file alone, which opens sooner than the page
+    shown = script.run(
         "const { chooseGrid, fittedSize, pictureTokens } = await import('/page/tiles.js');"
         "return cases.map(([width, height, side, most]) => { const grid = chooseGrid(width, height, side, most);"
         "return [grid.rows, grid.columns, ...fittedSize(width, height, grid, side), pictureTokens(grid, 7)] })",
         cases=cases,
     )
+    script.close()
     for (width, height, side, most), told in zip(cases, shown, strict=True):
         grid = choose_grid(width, height, tile_size=side, max_tiles=most)
         fitted = fitted_size((width, height), (grid.columns * side, grid.rows * side), side)
@@ -344,7 +348,8 @@ def test_everything_has_a_name_and_enough_contrast(browser: chromium.Browser, ru
         opened = opened_page(browser, running, features=[("prefers-color-scheme", scheme)])
         assert opened.run(AUDIT) == []
         opened.choose("#json-file", conversation)
-        wait_for_answer(opened, 2)
+        wait_for_answer(opened, 3)
+        assert "What was asked was held back: Hate (S10)." in text_of(opened, ".guard")
         opened.run("document.querySelector('[aria-label=\"Token probabilities\"]').click()")
         for tab in ("settings", "routing", "live"):
             opened.run("document.querySelector(`#tab-${tab}`).click()", tab=tab)
@@ -500,7 +505,12 @@ def test_conversation_leaves_and_comes_back_as_a_file(page: chromium.Page, tmp_p
     page.choose("#json-file", saved[0])
     wait_for_answer(page)
     assert text_of(page, "#messages") == before
-    for damaged in ("{}", "no JSON", '{"puna": 1, "messages": [{"id": 1, "role": "user"}]}'):
+    for damaged in (
+        "{}",
+        "no JSON",
+        '{"puna": 1, "messages": [{"id": 1, "role": "user"}]}',
+        '{"puna": 1, "messages": [{"id": 1, "role": "assistant", "shown": 0, "versions": [{"text": "x"}]}]}',
+    ):
         (tmp_path / "damaged.json").write_text(damaged)
         page.choose("#json-file", tmp_path / "damaged.json")
         page.wait("!document.querySelector('#composer-problem').hidden")
@@ -563,7 +573,7 @@ def test_narrow_screens_show_everything_without_scrolling_sideways(
     for width in (320, 390, 768, 1100):
         opened = opened_page(browser, running, width=width, height=700)
         opened.choose("#json-file", conversation)
-        wait_for_answer(opened, 2)
+        wait_for_answer(opened, 3)
         for selector in ("html", "#scroll"):
             assert opened.run(FITS, selector=selector), (width, selector)
         if not opened.run("document.querySelector('#panel').checkVisibility()"):
@@ -647,5 +657,23 @@ CONVERSATION = {
             ],
         },
         {"id": 5, "role": "tool", "callId": "a", "name": "weather", "text": "cold"},
+        {
+            "id": 6,
+            "role": "assistant",
+            "shown": 0,
+            "versions": [
+                {
+                    "text": "",
+                    "calls": [],
+                    "tokens": [],
+                    "routes": [],
+                    "finish": "content_filter",
+                    "guards": {
+                        "message": "This stays unsaid.",
+                        "rulings": [{"point": "user_input", "action": "block", "enforced": True, "codes": ["S10"]}],
+                    },
+                }
+            ],
+        },
     ],
 }

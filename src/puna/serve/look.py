@@ -24,6 +24,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from puna import __version__
+from puna.guard import hazards, persona
 from puna.serve.endpoint import json_response
 from puna.serve.state import State
 
@@ -111,6 +112,8 @@ async def _model(state: State, _: Request) -> Response:
                 "max_image_bytes": limits.max_image_bytes,
                 "max_image_pixels": limits.max_image_pixels,
             },
+            "system_prompt": persona.default(state.settings.model),
+            "hazards": hazards.NAMES,
             "abilities": {
                 "grammars": importlib.util.find_spec("llguidance") is not None,
                 "routed_experts": bool(config.text.moe_layers),

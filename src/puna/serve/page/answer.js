@@ -10,6 +10,7 @@ export function newAnswer(now) {
     tokens: [], // { token, logprob, bytes, top }
     routes: [], // for each token: per MoE layer a list of experts
     promptRoutes: null, // counts [layer][expert] of the tokens of the prompt that were read for it
+    guards: null, // what the server's protections found
     usage: null,
     finish: null, // stop, length, tool_calls ...; "stopped" when the reader ended it
     error: null,
@@ -39,6 +40,7 @@ export function take(answer, chunk, now) {
     answer.routes.push(...choice.routed_experts.tokens);
     answer.promptRoutes ??= choice.routed_experts.prompt_counts ?? null;
   }
+  if (choice.content_filter_results) answer.guards = choice.content_filter_results;
   if (finish) answer.finish = finish;
 }
 

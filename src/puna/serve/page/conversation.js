@@ -3,6 +3,8 @@
 // A message is { id, role, ... }: users' hold text and pictures, assistants' hold versions (see answer.js) of which one
 // is shown, tools' hold callId, name and text.
 
+import { newAnswer } from "./answer.js";
+
 const EXPORTED = 1; // version of the exported document
 
 export class Conversation extends EventTarget {
@@ -78,7 +80,7 @@ export class Conversation extends EventTarget {
     if (document?.puna !== EXPORTED || !Array.isArray(document.messages))
       throw new Error("This file was not exported here: choose one that was.");
     document.messages.forEach(check);
-    this.messages = document.messages;
+    this.messages = document.messages.map(whole);
     this.#nextId = 1 + Math.max(0, ...this.messages.map(({ id }) => id));
     this.changed();
   }
@@ -149,11 +151,30 @@ function check(message) {
   if (!Number.isInteger(message?.id) || !good?.(message)) throw new Error("A message in this file is damaged.");
 }
 
+/** Returns a message that was read, with all that an answer has. */
+function whole(message) {
+  if (message.role !== "assistant") return message;
+  return { ...message, versions: message.versions.map((answer) => ({ ...newAnswer(0), finish: "stop", ...answer })) };
+}
+
 function isPicture({ url, name, width, height } = {}) {
   const drawn = typeof url === "string" && url.startsWith("data:image/");
   return drawn && typeof name === "string" && width > 0 && height > 0;
 }
 
 function isAnswer({ text, calls, tokens, routes } = {}) {
-  return typeof text === "string" && [calls, tokens, routes].every(Array.isArray);
+  const areLists = [calls, tokens, routes].every(Array.isArray);
+  return typeof text === "string" && areLists && calls.every(isCall) && tokens.every(isToken) && routes.every(Array.isArray);
+}
+
+function isCall({ id, name, arguments: given } = {}) {
+  return [id, name, given].every((each) => typeof each === "string");
+}
+
+function isToken({ token, logprob, top } = {}) {
+  return typeof token === "string" && typeof logprob === "number" && Array.isArray(top) && top.every(isLikely);
+}
+
+function isLikely({ token, logprob } = {}) {
+  return typeof token === "string" && typeof logprob === "number";
 }

@@ -8,8 +8,8 @@ const SECONDS = 120; // on a chart; the server sends a sample a second
 const RETRY_MS = 3000;
 
 const GAUGES = [
-  { name: "running", title: "Running", about: "answers that the model works on", least: 4, show: String },
-  { name: "waiting", title: "Waiting", about: "answers that wait for room", least: 4, show: String },
+  { name: "running", title: "Running", about: "answers being made", least: 4, show: String },
+  { name: "waiting", title: "Waiting", about: "answers not begun", least: 4, show: String },
   { name: "generated_per_second", title: "Written", about: "tokens a second", least: 10, show: rate },
   { name: "read_per_second", title: "Read", about: "prompt tokens a second", least: 100, show: rate },
   { name: "kv_use", title: "Cache", about: "keys and values held", least: 1, show: share },

@@ -10,7 +10,7 @@ import { listen } from "./keys.js";
 import { Live } from "./live.js";
 import { Messages } from "./messages.js";
 import { Panel } from "./panel.js";
-import { PRESETS } from "./presets.js";
+import { presets } from "./presets.js";
 import { Routing } from "./routing.js";
 import { SettingError, Settings } from "./settings.js";
 import { say, sayAnswer } from "./speech.js";
@@ -24,13 +24,13 @@ const settings = new Settings();
 const panel = new Panel();
 const talk = new Talk(api, conversation, settings);
 
-PRESETS.forEach(({ name, text }) => byId("system-preset").append(el("option", { value: text }, name)));
 start();
 
 async function start() {
   const model = await loadModel();
   talk.model = model.name;
   settings.adapt(model.abilities);
+  for (const { name, text } of presets(model.system_prompt)) byId("system-preset").append(el("option", { value: text }, name));
   const composer = new Composer(model, { send, stop: () => talk.stop(), editLast: () => messages.editLast(), tell: say });
   const messages = new Messages(byId("messages"), conversation, model, { edit, again, result, routing: showRouting });
   const routing = new Routing(api, conversation, model);

@@ -4,6 +4,7 @@ import { timings } from "./answer.js";
 import { callCard, resultCard } from "./calls.js";
 import { openCalls, shownAnswer } from "./conversation.js";
 import { el, icon, iconButton } from "./dom.js";
+import { guardNotice } from "./guards.js";
 import { drawTiles } from "./pictures.js";
 import { copyText, Prose } from "./prose.js";
 import { tokenView } from "./tokens.js";
@@ -129,6 +130,7 @@ class AnswerView {
   #prose = new Prose(this.#body);
   #tokens = el("div", { hidden: true });
   #calls = el("div", { class: "calls" });
+  #guards = el("div", {});
   #problem = el("div", { class: "problem", role: "alert", hidden: true });
   #showsTokens = false;
   #facts = el("p", { class: "facts" });
@@ -156,6 +158,7 @@ class AnswerView {
       this.#body,
       this.#tokens,
       this.#calls,
+      this.#guards,
       this.#problem,
       el("footer", {}, this.#versions, this.#acting, this.#facts),
     );
@@ -170,6 +173,7 @@ class AnswerView {
     this.element.setAttribute("aria-busy", String(!isOver));
     this.#prose.update(answer.text);
     this.#showCalls(isOver);
+    this.#guards.replaceChildren(...[guardNotice(answer.guards, this.#model.hazards)].filter(Boolean));
     this.#showProblem();
     this.#showVersions(isOver);
     this.#showTokens();

@@ -1,6 +1,11 @@
 // System prompts to begin with. Each is a start to be changed, not a recommendation for every model.
 
-export const PRESETS = [
+/** Returns { name, text } of each; the model's own is the server's (puna/guard/persona.py). */
+export function presets(own) {
+  return [{ name: "as the model card asks", text: own }, ...PRESETS];
+}
+
+const PRESETS = [
   {
     name: "plain and brief",
     text: "Answer in plain words and as briefly as the question allows. Say so when you do not know.",

@@ -1,11 +1,14 @@
 // Routed experts to counts: which expert of which layer read how many tokens. Pure numbers, no elements.
 
-/** Returns counts [layer][expert] of routes, which hold per token and MoE layer one expert or a list of them. */
+/** Returns counts [layer][expert] of routes, which hold per token and MoE layer a list of experts.
+ *
+ * What another model left behind, in a conversation that was opened here, is counted as far as it fits.
+ */
 export function countRoutes(routes, nLayers, nExperts) {
   const counts = emptyCounts(nLayers, nExperts);
   for (const token of routes)
     token.forEach((experts, layer) => {
-      for (const expert of [experts].flat()) counts[layer][expert] += 1;
+      for (const expert of experts) if (counts[layer]?.[expert] !== undefined) counts[layer][expert] += 1;
     });
   return counts;
 }
@@ -17,7 +20,7 @@ export function emptyCounts(nLayers, nExperts) {
 
 /** Adds counts to counts. */
 export function addCounts(sum, more) {
-  more.forEach((row, layer) => row.forEach((n, expert) => (sum[layer][expert] += n)));
+  sum.forEach((row, layer) => row.forEach((_, expert) => (row[expert] += more[layer]?.[expert] ?? 0)));
 }
 
 /** Returns counts as multiples of a fair share, per layer: 1 everywhere when all experts read alike. */

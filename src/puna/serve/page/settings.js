@@ -83,6 +83,7 @@ export class Settings {
     if (tools !== null) {
       if (!Array.isArray(tools)) throw new SettingError("Tools are a JSON list of definitions: begin with [.", fields.tools);
       if (tools.length) Object.assign(body, { tools, tool_choice: fields.tool_choice.value });
+      if (tools.length && !fields.parallel.checked) body.parallel_tool_calls = false;
     }
     const format = this.#format();
     if (format !== null) body.response_format = format;

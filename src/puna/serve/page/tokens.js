@@ -63,7 +63,8 @@ function cardOf(token, route, moeLayers) {
         const share = Math.exp(row.logprob);
         const bar = el("meter", { min: "0", max: "1", value: String(share), "aria-hidden": "true" });
         const mark = row.token === token.token ? { class: "chosen" } : {};
-        return el("tr", mark, el("th", { scope: "row" }, visible(row)), el("td", {}, bar), el("td", {}, percent(row.logprob)));
+        const name = el("th", { scope: "row" }, visible(row).replace(/^ /, "␣"));
+        return el("tr", mark, name, el("td", {}, bar), el("td", {}, percent(row.logprob)));
       }),
     ),
     route ? el("p", { class: "token-route" }, el("span", {}, "Experts "), routeText(route, moeLayers)) : null,
@@ -73,7 +74,7 @@ function cardOf(token, route, moeLayers) {
 function routeText(route, moeLayers) {
   return route.map((experts, i) => {
     const title = `Layer ${moeLayers[i]}`;
-    return el("span", { class: "token-expert", title }, [experts].flat().join("+"));
+    return el("span", { class: "token-expert", title }, experts.join("+"));
   });
 }
 

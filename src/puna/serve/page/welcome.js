@@ -2,7 +2,7 @@
 
 import { byId, el } from "./dom.js";
 
-const EXAMPLES = ["Tell me a story about a dog and the moon.", "What is the sun?", "Translate into German: The cat is asleep."];
+const EXAMPLES = ["Tell me a story.", "What does “river” mean?", "Name three mountains and how high they are, in a table."];
 
 /** Shows the model everywhere its name or nature stands. `onExample` gets the text of a chosen example. */
 export function describeModel(model, onExample) {
