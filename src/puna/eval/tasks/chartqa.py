@@ -1,7 +1,9 @@
 """ChartQA: questions about charts, half written by people. Relaxed accuracy; the card's value is over all questions.
 
 Chat models reason and end with "FINAL ANSWER:"; base models answer at once, in words of our own for lack of published
-ones. Source: Masry et al. 2022; llama-models `llama3_3/eval_details.md` (the prompt of the 11B model).
+ones. What the measure itself gets wrong is kept and named in `relaxed_match`: a year is a number within 5 % of others,
+and a target of 0 asks for exactly 0. Quotation marks around an answer do not count, also around a number, where
+lm-eval's copy counts them. Source: Masry et al. 2022; llama-models `llama3_3/eval_details.md` (the 11B model's prompt).
 """
 
 from collections import Counter
@@ -10,12 +12,12 @@ from pathlib import Path
 
 from puna.eval.extract import final_answer
 from puna.eval.metrics import relaxed_match
-from puna.eval.task import Chat, Completion, Hub, Item, Score, Source, Task, matched, read, user
+from puna.eval.task import Chat, Completion, Hub, Item, Row, Score, Source, Task, matched, read, user
 
 TEST = Source(
     folder="chartqa",
     file="test.jsonl",
-    hub=Hub(ids=("HuggingFaceM4/ChartQA",), split="test", revision=None),
+    hub=Hub(ids=("HuggingFaceM4/ChartQA", "lmms-lab/ChartQA", "lmms-lab-encoder/ChartQA"), split="test", revision=None),
     images=("image",),
 )
 AUTHORS = {0: "human", 1: "augmented"}
@@ -30,7 +32,7 @@ REASON = (
 def items(data: Path | None) -> Iterator[Item]:
     """Yields the questions, in groups by author; those about one chart are a cluster where its name is known."""
     seen = Counter[str]()
-    for row in read(TEST, data):
+    for row in map(_named, read(TEST, data)):
         chart = str(row.get("imgname", ""))
         name = chart.rpartition(".")[0] or "chart"
         yield Item(id=f"{name}/{seen[name]}", row=row, group=AUTHORS[int(row["human_or_machine"])], cluster=chart)
@@ -55,6 +57,14 @@ def score_chat(item: Item, response: str) -> Score:
 def score_base(item: Item, response: str) -> Score:
     """Judges the first line."""
     return _score(item, response.strip().split("\n")[0] or None)
+
+
+def _named(row: Row) -> Row:
+    """Returns the row with the names of HuggingFaceM4/ChartQA; lmms-lab has others: question, answer, type."""
+    if "query" in row:
+        return row
+    author = int(str(row["type"]).startswith("augmented"))
+    return {**row, "query": row["question"], "label": [row["answer"]], "human_or_machine": author}
 
 
 def _score(item: Item, answer: str | None) -> Score:
