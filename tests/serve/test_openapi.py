@@ -108,7 +108,7 @@ def test_answers_and_events_fit_the_document(described: dict[str, Any], running:
         for each in events:
             if each != "[DONE]":
                 of_event.validate(json.loads(each))
-        assert len(events) > 3
+        assert len(events) >= 3
 
 
 def test_the_document_is_served(running: Running) -> None:
