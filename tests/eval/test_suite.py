@@ -51,6 +51,13 @@ def test_suite_is_read_from_a_file_and_options_go_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("eval-*.toml")), ids=lambda p: p.stem
+)
+def test_shipped_suites_name_tasks(path: Path) -> None:
+    assert read_suite(str(path), Settings()).tasks
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("tasks = 3", "has `tasks`, a list of names"),
