@@ -6,6 +6,7 @@ In: tasks by name or a suite, a model, data, a folder for the run. Out: reports 
     results.json             the evaluations, as the card reads them
     report.md, report.html   the tables
     TASK.html                the items, to look at
+    TASK.md                  for long contexts, the results by length and depth
     TASK.submission.json     for sets whose answers are hidden
 
 In a suite a row whose data is not at hand does not stop the others: it runs on stand-ins of our own where there are
@@ -30,8 +31,9 @@ from puna.eval.report import markdown, page
 from puna.eval.result import Circumstances, evaluation
 from puna.eval.run import Progress, Settings, fitted, items_of, run_items, spread
 from puna.eval.task import Item, Report, Task, pick_responses, score_items
-from puna.eval.tasks import BASE, CHAT, TASKS
+from puna.eval.tasks import BASE, CHAT, LONG_CONTEXT, TASKS
 from puna.eval.tasks.docvqa import submission
+from puna.eval.tasks.haystack import by_length_and_depth
 from puna.eval.tasks.math import maj_at
 from puna.eval.viewer import viewer
 from puna.records import RESULTS, Evaluation, write_evaluations
@@ -229,6 +231,8 @@ def _write(outcomes: Sequence[Outcome], task: Task, folder: Folder) -> None:
     folder.write("report.html", page(evaluations, ran))
     if (report := outcomes[-1].report) is not None:
         folder.write(f"{report.task}.html", viewer(task, report))
+        if report.task in {each.name for each in LONG_CONTEXT}:
+            folder.write(f"{report.task}.md", by_length_and_depth(report.groups))
         answered = {each.item.id: each.responses for each in report.judged if each.responses}
         if report.task == "docvqa_test" and answered:
             folder.write("docvqa_test.submission.json", json.dumps(submission(answered), ensure_ascii=False) + "\n")

@@ -1,13 +1,17 @@
 """Long texts: as many tokens as were asked for, what is hidden at its depth, and the table of results."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
+from puna.cli import main
 from puna.eval.metrics import Estimate
 from puna.eval.task import Task
 from puna.eval.tasks import LONG_CONTEXT, TASKS
 from puna.eval.tasks.haystack import DEPTHS, LENGTHS, by_length_and_depth, cells, fill, hide, sentences
+from tests.reference.tiny import write_tiny_checkpoint
 
 
 class Words:
@@ -77,3 +81,14 @@ def test_results_are_a_table_of_depth_by_length() -> None:
         "| 0 % | 100 | 50 |",
         "| 25 % | – | 25 |",
     ]
+
+
+def test_a_run_leaves_the_table_and_no_prompt_is_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny model of 512 tokens, a byte each."""
+    model = write_tiny_checkpoint(tmp_path / "tiny")
+    assert main(["eval", str(model), "--task", "needle,copy_base", "--json", "--out", str(tmp_path / "run")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in ("needle", "copy_base"):
+        assert (found[name]["n"], found[name]["unscored"]) == (10, 0)
+        lines = (tmp_path / "run" / f"{name}.md").read_text("utf-8").splitlines()
+        assert lines[0] == "| depth | 512 |" and len(lines) == 2 + len(DEPTHS)
