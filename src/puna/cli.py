@@ -7,6 +7,7 @@ the environment:
 PUNA_MODEL      the model that commands take when none is named, instead of cria
 PUNA_DEVICE     where models run, as --device
 PUNA_DTYPE      the numbers they run in, as --dtype
+PUNA_API_KEY    the key that opens a server, where no --api-key-file is given
 RANK            which process this is, where torchrun started several; WORLD_SIZE says how many
 PUNA_TRACEBACK  set to 1, shows where a fault of puna itself happened
 """
@@ -164,6 +165,20 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument(
         "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
     )
+    parser.add_argument(
+        "--request-seconds", type=float, metavar="N", help="end an answer that takes longer, waiting included"
+    )
+    parser.add_argument(
+        "--image-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures from there over https; *.NAME for all below a name (default: fetch none)",
+    )
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="URL", help="let web pages of this origin ask (default: none)"
+    )
+    parser.add_argument("--no-page", action="store_true", help="leave the page at / out")
     parser.add_argument("--vllm-metrics", action="store_true", help="name metrics as vLLM does, for its dashboards")
     parser.add_argument("--system", metavar="TEXT", help="for conversations that have no system message; '' for none")
     parser.add_argument("--reports", type=Path, metavar="FILE", help="keep what clients report of answers: hashes only")
@@ -431,8 +446,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise DeviceError(f"puna serve needs {error.name}, which is missing: pip install 'puna[serve]'") from error
     import logging
 
-    for name in ("max_open", "drain_seconds"):
-        if getattr(arguments, name) < 1:
+    for name in ("max_open", "drain_seconds", "request_seconds"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     keys = _api_keys(arguments.api_key_file)
     model = arguments.name or Path(_model_name(arguments.model)).name
@@ -450,6 +465,10 @@ def _serve(arguments: argparse.Namespace) -> None:
         keys=keys,
         max_open=arguments.max_open,
         metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
+        request_seconds=arguments.request_seconds,
+        image_hosts=tuple(arguments.image_host),
+        origins=tuple(arguments.origin),
+        page=not arguments.no_page,
         screen=protections,
     )
 
@@ -525,9 +544,9 @@ def _run_on_cluster(arguments: argparse.Namespace, model: str) -> "Coroutine[Any
 
 
 def _api_keys(file: Path | None) -> tuple[str, ...]:
-    """Returns the keys in `file`, one a line; lines that begin with # are comments."""
+    """Returns the keys in `file`, one a line; lines that begin with # are comments. Without it, the environment's."""
     if file is None:
-        return ()
+        return tuple(filter(None, [os.environ.get("PUNA_API_KEY", "").strip()]))
     lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
