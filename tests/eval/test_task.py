@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from puna.errors import ConfigError, DeviceError
+from puna.eval import own
 from puna.eval.task import Hub, Item, Score, Source, Task, judge, matched, read, read_responses, score_responses, user
 from puna.eval.tasks import BASE, CHAT, LONG_CONTEXT, OTHERS, READING, TASKS
 
@@ -53,6 +54,19 @@ def test_gold_is_right_empty_is_wrong_and_shuffled_is_chance(name: str) -> None:
     moved = {id: [text] for id, text in zip(gold, texts, strict=True)}
     shuffled = score_responses(task, moved, data, limit=limit(name))
     assert shuffled.score is not None and shuffled.score <= CHANCE.get(name, task.chance + 0.12)
+
+
+@pytest.mark.parametrize(
+    "name", ["docvqa", "docvqa_base", "gpqa_diamond", pytest.param("livecodebench", marks=pytest.mark.slow)]
+)
+def test_stand_ins_gold_is_right_empty_is_wrong_and_shuffled_is_chance(name: str, tmp_path: Path) -> None:
+    data, task = own.write(tmp_path)[name], TASKS[name]
+    gold = {item.id: [task.gold(item)] for item in task.items(data)}
+    assert score_responses(task, gold, data).score == 1.0
+    assert score_responses(task, {id: [""] for id in gold}, data).score == 0.0
+    moved = dict(zip(gold, [*list(gold.values())[3:], *list(gold.values())[:3]], strict=True))
+    shuffled = score_responses(task, moved, data)
+    assert shuffled.score is not None and shuffled.score <= task.chance + 0.3  # of few items
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in NOT_IN_SLICES])

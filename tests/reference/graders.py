@@ -45,6 +45,12 @@ def minerva() -> Grader:
     return grade
 
 
+def math500() -> Grader:
+    """gold: the answer. Right by Meta's MATH-500 grader, which compares texts after much rewriting, and numbers."""
+    grader = names_of("llama_stack_evals.benchmarks.benchmarks.math500.grader")["Math500Grader"]("x")
+    return lambda answer, response: grader.grade_row({"expected_answer": answer, "generation": response})["score"] == 1
+
+
 def meta_letter() -> Grader:
     """gold: none. The letter that Meta's multilingual grader captures, None where it captures nothing."""
     names = names_of("llama_stack_evals.benchmarks.benchmarks.common.graders.regex_parser_multiple_choice_grader")
@@ -156,7 +162,20 @@ def mbpp() -> Grader:
 
 GRADERS: dict[str, Callable[[], Grader]] = {
     each.__name__: each
-    for each in (minerva, meta_letter, last_letter, chart, anls, squad, tydiqa_english, mmmu, mgsm, mgsm_prompt, chrf)
+    for each in (
+        minerva,
+        math500,
+        meta_letter,
+        last_letter,
+        chart,
+        anls,
+        squad,
+        tydiqa_english,
+        mmmu,
+        mgsm,
+        mgsm_prompt,
+        chrf,
+    )
 } | {each.__name__: each for each in (mtob_prompt, livecodebench, mbpp)}
 
 if __name__ == "__main__":

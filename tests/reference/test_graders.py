@@ -57,6 +57,17 @@ def test_math_agrees_with_minerva_or_math_verify_on_right_wrong_and_rewritten_an
         assert value == (exact or verified), (item.id, item.row["answer"], text[-120:])
 
 
+def test_boxes_of_chat_models_are_judged_as_by_metas_grader() -> None:
+    """Meta's asks a language model about what its texts do not settle; here none is asked."""
+    rows = items("math_chat")
+    gold = [f"## Step 1: Think\n...\n\n{TASKS['math_chat'].gold(item)}" for item in rows]
+    cases = [(item, text) for texts in (gold, rotated(gold)) for item, text in zip(rows, texts, strict=True)]
+    found = theirs("math500", [(item.row["answer"], text) for item, text in cases])
+    values = [value == 1 for value in ours("math_chat", cases)]
+    differing = [item.id for (item, _), a, b in zip(cases, values, found, strict=True) if a is not b]
+    assert values[:120] == [True] * 120 and not differing, differing
+
+
 @pytest.mark.parametrize("form", ["{}", "{}.", " {}\n", "{} because"])
 def test_stated_letters_are_those_of_metas_grader_in_its_languages(form: str) -> None:
     wide = ("答复", "答曰")  # which Meta's grader knows with the wide colon only
