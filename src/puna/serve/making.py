@@ -97,10 +97,7 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
     """
     limits, tokenizer = state.settings.limits, state.assistant.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
-        fetch = await _fetched(state, asked)
-        async with state.converting:
-            chat_job = partial(convert.chat_job, prepare=state.prepare, fetch=fetch)
-            job = await asyncio.to_thread(chat_job, state.assistant, asked, limits)
+        job = await _chat_job(state, asked, convert.chat_job)
         screen = _screen(state, [job.messages])
         growing = [
             stream.GrowingChat(
@@ -148,6 +145,18 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
         async with _making(state, jobs, screen) as (answers, pieces):
             push = [[each.push for each in row] for row in growing]
             yield Making(jobs, answers, pieces, first, push, stream.whole_completion)
+
+
+async def prompt_len(state: State, asked: schema.ChatRequest) -> int:
+    """Returns how many tokens the prompt of a chat request has, also where the context is too small for it."""
+    return len((await _chat_job(state, asked, convert.unchecked_chat_job)).prompt.ids)
+
+
+async def _chat_job(state: State, asked: schema.ChatRequest, convert_chat: Callable[..., Job]) -> Job:
+    fetch = await _fetched(state, asked)
+    async with state.converting:
+        chat_job = partial(convert_chat, prepare=state.prepare, fetch=fetch)
+        return await asyncio.to_thread(chat_job, state.assistant, asked, state.settings.limits)
 
 
 async def _fetched(state: State, asked: schema.ChatRequest) -> Fetch:

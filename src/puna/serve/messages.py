@@ -7,15 +7,13 @@ Where the two APIs differ: the prompt's remembered tokens are not among `input_t
 person's turn; the last turn may be an assistant's, and the answer goes on from it.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from typing import Any
 
 from starlette.routing import Route
 from starlette.types import Send
 
-from puna.serve import convert, making
+from puna.serve import making
 from puna.serve import messages_schema as shapes
 from puna.serve.conversation import Conversation, named
 from puna.serve.convert import Refusal
@@ -66,10 +64,8 @@ async def _events(made: ChatMaking, growing: GrowingMessage) -> AsyncIterator[by
 async def _count(state: State, asked: shapes.CountRequest, send: Send) -> None:
     request, names = chat_request(asked)
     with named(names):
-        async with state.converting:
-            chat_job = partial(convert.unchecked_chat_job, prepare=state.prepare)
-            job = await asyncio.to_thread(chat_job, state.assistant, request, state.settings.limits)
-    await send_document(send, shapes.TokenCount(input_tokens=len(job.prompt.ids)))
+        n_tokens = await making.prompt_len(state, request)
+    await send_document(send, shapes.TokenCount(input_tokens=n_tokens))
 
 
 def _failed(refusal: Refusal) -> bytes:
