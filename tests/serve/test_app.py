@@ -21,6 +21,9 @@ openai = pytest.importorskip("openai")
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+ALLOWED = {"mode": "required", "tools": [{"type": "function", "function": {"name": "add"}}]}
+ONE_CALL = {"parallel_tool_calls": False}
+JSON_STYLE = {"tool_choice": "required", "tool_style": "json", "max_calls": 1}
 GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 8}
 
 
@@ -121,6 +124,122 @@ def test_log_probabilities_of_chat_are_the_engines(assistant: Assistant, client:
     chunks = list(chat(client, logprobs=True, top_logprobs=3, stream=True))
     streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
     assert streamed == entries
+
+
+NUMBERS = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, 2]}, "b": {"enum": ["x", "y"]}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+WORD = {"enum": ["x", "y"]}
+CALLED = {"type": "function", "function": {"name": "add", "parameters": NUMBERS}}
+SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object"}}}
+DRAWN = {"model": MODEL, "messages": HELLO, "temperature": 0.3, "seed": 1, "max_tokens": 60}
+
+
+def streamed(running: Running, asked: dict[str, Any]) -> dict[str, Any]:
+    """Returns the message that a stream adds up to, and why it ended."""
+    content, calls, reason = "", [], None
+    body = running.post("/v1/chat/completions", asked | {"stream": True}).body
+    for line in body.split(b"\n\n")[:-2]:
+        (choice,) = json.loads(line.removeprefix(b"data: "))["choices"]
+        content += choice["delta"].get("content", "")
+        calls += choice["delta"].get("tool_calls", [])
+        reason = choice["finish_reason"] or reason
+    assert [call["index"] for call in calls] == list(range(len(calls)))
+    return {"content": content, "calls": [call["function"] for call in calls], "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"tool_choice": "required"}, {"tool_choice": "required"}),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, {"tool_choice": "required", "max_calls": 1}),
+        ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, {"tool_choice": "add", "max_calls": 1}),
+        (
+            {"tools": [CALLED, SUB], "tool_choice": {"type": "allowed_tools", "allowed_tools": ALLOWED}} | ONE_CALL,
+            {"tool_choice": "required", "max_calls": 1},
+        ),
+        ({"chat_template_kwargs": {"tool_style": "json"}, "tool_choice": "required"} | ONE_CALL, JSON_STYLE),
+    ],
+)
+def test_forced_calls_over_http_are_the_assistants_streamed_or_not(
+    assistant: Assistant, running: Running, fields: dict[str, Any], options: dict[str, Any]
+) -> None:
+    asked = DRAWN | {"tools": [CALLED]} | fields
+    message: Any = assistant.chat(HELLO, [CALLED], temperature=0.3, seed=1, max_new_tokens=60, **options)
+    choice = running.post("/v1/chat/completions", asked).document["choices"][0]
+    calls = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert [(call["name"], json.loads(call["arguments"])) for call in calls] == [
+        (call.name, call.arguments) for call in message.tool_calls
+    ]
+    assert calls and choice["finish_reason"] == "tool_calls"
+    assert all(isinstance(json.loads(call["arguments"])["a"], int) for call in calls)
+    assert streamed(running, asked) == {"content": "", "calls": calls, "reason": "tool_calls"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": WORD}}}, {"json_schema": WORD}),
+        ({"guided_json": json.dumps(WORD)}, {"json_schema": WORD}),
+        ({"structured_outputs": {"regex": "[ab]{3}c"}}, {"regex": "[ab]{3}c"}),
+        ({"guided_choice": ["yes", "no"]}, {"choice": ["yes", "no"]}),
+        ({"guided_grammar": 'start: "a" "b"+ "c"'}, {"grammar": 'start: "a" "b"+ "c"'}),
+        ({"tools": [{"type": "function", "function": CALLED["function"] | {"strict": True}}]}, None),
+    ],
+)
+def test_what_an_answer_must_look_like_it_does_as_in_the_assistant(
+    assistant: Assistant, running: Running, fields: dict[str, Any], options: dict[str, Any] | None
+) -> None:
+    tools = fields.get("tools", ())
+    message: Any = assistant.chat(HELLO, tools, temperature=0.3, seed=1, max_new_tokens=60, **options or {})
+    choice = running.post("/v1/chat/completions", DRAWN | fields).document["choices"][0]
+    assert (choice["message"]["content"] or "") == message.text
+    assert streamed(running, DRAWN | fields)["content"] == message.text
+    if options is not None:
+        assert choice["finish_reason"] == "stop"
+    if options is not None and "json_schema" in options:
+        assert json.loads(message.text) in WORD["enum"]
+
+
+def test_any_json_object_will_do_where_one_is_asked_for(running: Running) -> None:
+    asked = DRAWN | {"response_format": {"type": "json_object"}, "temperature": 1, "max_tokens": 40}
+    choice = running.post("/v1/chat/completions", asked).document["choices"][0]
+    assert choice["finish_reason"] == "length" or isinstance(json.loads(choice["message"]["content"]), dict)
+    assert choice["message"]["content"].startswith("{")
+
+
+def test_fields_by_token_id_are_honoured(assistant: Assistant, running: Running) -> None:
+    (a,), (b,) = (assistant.tokenizer.encode(each) for each in "ab")
+
+    def complete(**fields: Any) -> Any:
+        return running.post("/v1/completions", GREEDY | {"prompt": "x"} | fields).document["choices"][0]
+
+    assert complete(logit_bias={str(a): 100})["text"] == "a" * 8
+    assert set(complete(allowed_token_ids=[a, b], temperature=2)["text"]) <= {"a", "b"}
+    forced = {"logit_bias": {str(a): 100}, "allowed_token_ids": [a, b]}
+    assert complete(**forced, stop_token_ids=[a])["finish_reason"] == "stop"
+    assert complete(**forced, stop_token_ids=[a], min_tokens=3)["text"] == "bbba"
+    assert complete(**forced, stop=["aa"], include_stop_str_in_output=True)["text"] == "aa"
+    eot = assistant.tokenizer.special["<|eot|>"]
+    endless = {"allowed_token_ids": [eot], "ignore_eos": True}
+    assert complete(**endless, skip_special_tokens=False)["text"] == "<|eot|>" * 8
+    assert complete(allowed_token_ids=[eot])["finish_reason"] == "stop"
+    assert complete(prompt="ab", echo=True, max_tokens=0, add_special_tokens=False, logprobs=0)["logprobs"][
+        "tokens"
+    ] == ["a", "b"]
+
+
+def test_the_last_message_can_be_continued(assistant: Assistant, running: Running) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "Once upon"}]
+    fields = {"continue_final_message": True, "return_token_ids": True}
+    document = running.post("/v1/chat/completions", GREEDY | {"messages": messages} | fields).document
+    ids = [*assistant.prompt(HELLO).ids, *assistant.tokenizer.encode("Once upon")]
+    assert document["prompt_token_ids"] == ids
+    plain = running.post("/v1/completions", GREEDY | {"prompt": ids}).document
+    assert document["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
 
 
 def test_ids_and_experts_come_along_where_they_are_wanted(assistant: Assistant, running: Running) -> None:
@@ -357,6 +476,39 @@ def test_a_body_that_is_too_long_or_too_slow_is_not_read(strict: Running) -> Non
             assert connection.recv(100).split()[1] == status
 
 
+def test_a_key_may_come_as_anthropics_clients_send_it(strict: Running) -> None:
+    assert strict.get("/v1/models", {"X-Api-Key": "second"}).status == 200
+    reply = strict.get("/v1/messages", {"X-Api-Key": "third"})
+    assert (reply.status, reply.document["error"]["type"]) == (401, "authentication_error")
+    assert reply.document["type"] == "error"
+
+
+@pytest.fixture(scope="module")
+def impatient(assistant: Assistant) -> Iterator[Running]:
+    server = Running(assistant, request_seconds=0.2, stall_seconds=0.2, origins=("https://chat.test",))
+    yield server
+    server.stop()
+
+
+def test_an_answer_that_takes_too_long_is_ended_and_not_to_be_asked_again(impatient: Running) -> None:
+    asked = {"model": MODEL, "messages": HELLO, "temperature": 2, "top_p": 1, "n": 16, "ignore_eos": True}
+    reply = impatient.post("/v1/chat/completions", asked)
+    assert (reply.status, reply.document["error"]["code"]) == (504, "aborted")
+    assert reply.headers["x-should-retry"] == "false"
+    body = impatient.post("/v1/chat/completions", asked | {"stream": True}).body
+    *_, last = body.split(b"\n\n")[:-1]
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "aborted"
+    impatient.wait_until_idle()
+
+
+def test_web_pages_of_listed_origins_may_ask_and_others_may_not(impatient: Running, running: Running) -> None:
+    def allowed(server: Running, origin: str) -> str | None:
+        return server.get("/v1/models", {"Origin": origin}).headers.get("access-control-allow-origin")
+
+    assert allowed(impatient, "https://chat.test") == "https://chat.test"
+    assert allowed(impatient, "https://other.test") is allowed(running, "https://chat.test") is None
+
+
 def test_going_down_refuses_new_work_and_finishes_the_old(assistant: Assistant) -> None:
     server = Running(assistant)
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
@@ -374,7 +526,20 @@ def test_going_down_refuses_new_work_and_finishes_the_old(assistant: Assistant) 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     folder, keys = write_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "keys"
     keys.write_text("# of the tests\nsesame\n", "utf-8")
-    command = [sys.executable, "-m", "puna", "serve", str(folder), "--device", "cpu", "--port", "0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "puna",
+        "serve",
+        str(folder),
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+        "--guard",
+        "off",
+        "--json",
+    ]
     with subprocess.Popen([*command, "--api-key-file", str(keys)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         document = json.loads(process.stdout.readline())
