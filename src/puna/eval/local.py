@@ -111,7 +111,7 @@ class LocalModel:
 
     def _choose(self, choice: Choice) -> "Work":
         """The label of the most probable continuation; of equally probable ones the first."""
-        pairs = [self._continuation(choice.text, each) for each in choice.continuations]
+        pairs = self._continuations(choice)
         found: dict[int, float] = {}
         (before, _), *others = pairs
         if all(own == before for own, _ in others) and all(len(ids) == 1 for _, ids in pairs):
@@ -129,18 +129,22 @@ class LocalModel:
         best = logprobs.index(max(logprobs))
         return (Reply(text=choice.labels[best], details={"logprobs": logprobs}),)
 
-    def _continuation(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Returns the ids of text and continuation together, parted where the text's own ids end to be theirs.
+    def _continuations(self, choice: Choice) -> list[tuple[list[int], list[int]]]:
+        """Returns the ids of the text and of each continuation, parted where the text's own ids end to be theirs.
 
         So a token across the border belongs to the continuation, as space at the end of the text does. Source:
         lm-evaluation-harness 0.4.13, `_encode_pair`, which takes the length of the text's ids instead; the same where
         no token crosses.
         """
-        stripped = text.rstrip()
         bos, encode = self._assistant.tokenizer.bos_id, self._assistant.tokenizer.encode
-        ids, whole = encode(stripped), encode(text + continuation)
-        n = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), len(ids))
-        return [bos, *whole[:n]], whole[n:]
+        ids = encode(choice.text.rstrip())
+        pairs = []
+        for continuation in choice.continuations:
+            whole, n = encode(choice.text + continuation), len(ids)
+            if whole[:n] != ids:
+                n = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(n, len(whole)))
+            pairs.append(([bos, *whole[:n]], whole[n:]))
+        return pairs
 
     def _read(self, passage: Passage) -> Reply:
         """The likelihood of a passage. Behind pictures there is one window, since a second would not see them."""
