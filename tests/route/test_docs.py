@@ -4,13 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from puna import cli
+from puna.chat import load
 from tests.route.test_cria import pytestmark as needs_cria
+from tests.serve.conftest import Running
 
 ROOT = Path(__file__).parents[2]
 SERVE, *COMMANDS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "serve.md").read_text("utf-8"), re.DOTALL)
@@ -21,13 +23,12 @@ pytestmark = [needs_cria, pytest.mark.skipif(shutil.which("curl") is None, reaso
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Starts the server with the page's own command, at a free port."""
-    _, *arguments = SERVE.split()
-    command = [sys.executable, "-m", "puna", *arguments, "--device", "cpu", "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"].removesuffix("/v1")
-        process.terminate()
+    """Where what the first command starts is to be found; that the command itself serves is shown in test_app."""
+    name, arguments = SERVE.split()[:2], cli._parser().parse_args(SERVE.split()[1:])
+    assert (name, arguments.model) == (["puna", "serve"], None)
+    server = Running(load("cria", device="cpu"), model=arguments.name)
+    yield server.url
+    server.stop()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split("8000")[1].split()[0].strip("'"))
