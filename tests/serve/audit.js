@@ -18,7 +18,9 @@ const ids = (e, name) => (e.getAttribute(name) ?? "").split(" ").filter(Boolean)
 
 const nameOf = (e) =>
   e.getAttribute("aria-label") ||
-  ids(e, "aria-labelledby").map((id) => document.getElementById(id)?.textContent ?? "").join(" ") ||
+  ids(e, "aria-labelledby")
+    .map((id) => document.getElementById(id)?.textContent ?? "")
+    .join(" ") ||
   [...(e.labels ?? [])].map((label) => label.textContent).join(" ") ||
   (e.matches("button, a, summary, option, [role=tab], [role=tooltip]") ? e.textContent : "");
 for (const e of matching("button, a, summary, input, select, textarea, nav, aside, dialog, canvas, [role]"))

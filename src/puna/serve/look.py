@@ -19,6 +19,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -116,11 +117,16 @@ async def _model(state: State, _: Request) -> Response:
             "hazards": hazards.NAMES,
             "abilities": {
                 "grammars": importlib.util.find_spec("llguidance") is not None,
-                "routed_experts": bool(config.text.moe_layers),
+                "routed_experts": bool(config.text.moe_layers) and not _has_ranks(),
                 "guards": state.settings.screen is not None,
             },
         }
     )
+
+
+def _has_ranks() -> bool:
+    """Says whether several ranks run the model: those do not tell each other their routes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 async def _experts(state: State, _: Request) -> Response:

@@ -44,7 +44,7 @@ export function take(answer, chunk, now) {
   if (finish) answer.finish = finish;
 }
 
-/** Returns counts and times for people: tokens made and read, seconds to the first, tokens a second; null if unknown. */
+/** Returns counts and times for people: tokens made and read, seconds to the first, tokens a second; null: unknown. */
 export function timings(answer) {
   const made = answer.usage?.completion_tokens ?? (answer.tokens.length || answer.chunks);
   const seconds = answer.first === null ? 0 : (answer.last - answer.first) / 1000;

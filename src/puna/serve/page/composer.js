@@ -140,7 +140,12 @@ export class Composer {
           this.#showPictures();
           this.focus();
         };
-        return el("li", {}, drawTiles(picture, this.#model.vision), iconButton("close", `Remove ${picture.name}`, remove));
+        return el(
+          "li",
+          {},
+          drawTiles(picture, this.#model.vision),
+          iconButton("close", `Remove ${picture.name}`, remove),
+        );
       }),
     );
   }

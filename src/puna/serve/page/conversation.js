@@ -109,7 +109,10 @@ const WHO = { user: "User", assistant: "Assistant", tool: "Tool" };
 
 function bodyOf(message) {
   if (message.role === "user")
-    return [...message.pictures.map(({ name, width, height }) => `*(picture: ${name}, ${width} × ${height})*`), message.text]
+    return [
+      ...message.pictures.map(({ name, width, height }) => `*(picture: ${name}, ${width} × ${height})*`),
+      message.text,
+    ]
       .filter(Boolean)
       .join("\n\n");
   if (message.role === "tool") return `Result of \`${message.name}\`:\n\n${fenced(message.text)}`;
@@ -164,7 +167,9 @@ function isPicture({ url, name, width, height } = {}) {
 
 function isAnswer({ text, calls, tokens, routes } = {}) {
   const areLists = [calls, tokens, routes].every(Array.isArray);
-  return typeof text === "string" && areLists && calls.every(isCall) && tokens.every(isToken) && routes.every(Array.isArray);
+  return (
+    typeof text === "string" && areLists && calls.every(isCall) && tokens.every(isToken) && routes.every(Array.isArray)
+  );
 }
 
 function isCall({ id, name, arguments: given } = {}) {

@@ -8,14 +8,21 @@ const POINTS = {
   assistant_output: "The answer",
   code: "Code in the answer",
 };
-const ACTIONS = { flag: "was marked", rewrite: "was changed", block: "was held back", escalate: "was held back and reported" };
+const ACTIONS = {
+  flag: "was marked",
+  rewrite: "was changed",
+  block: "was held back",
+  escalate: "was held back and reported",
+};
 
 /** Returns a notice about guards' results, null where there is nothing to say. `hazards` names their codes. */
 export function guardNotice(results, hazards) {
   const rulings = results?.rulings ?? [];
   if (!rulings.length) return null;
   const lines = rulings.map(({ point, action, enforced, codes }) => {
-    const did = enforced ? (ACTIONS[action] ?? "could not be judged in full") : "would be noticed, but this policy only watches";
+    const did = enforced
+      ? (ACTIONS[action] ?? "could not be judged in full")
+      : "would be noticed, but this policy only watches";
     const named = codes.map((code) => (hazards[code] ? `${hazards[code]} (${code})` : code)).join(", ");
     return el("li", {}, `${POINTS[point] ?? point} ${did}${named ? `: ${named}` : ""}.`);
   });

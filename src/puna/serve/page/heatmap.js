@@ -13,7 +13,7 @@ export class HeatMap {
   #counts = [];
   #layers = [];
   #cursor = null; // [row, expert]
-  #canvas = el("canvas", { class: "heat", tabindex: "0", role: "img" });
+  #canvas = el("canvas", { class: "heat", tabindex: "0", role: "application" });
   #tell;
 
   /** `tell` gets a sentence about the cell that is pointed at. */
@@ -89,7 +89,12 @@ export class HeatMap {
     const [row, expert] = this.#cursor;
     drawing.strokeStyle = getComputedStyle(this.#canvas).color;
     drawing.lineWidth = 2;
-    drawing.strokeRect(AXIS.left + expert * cellWidth - 1, AXIS.top + row * cellHeight - 1, cellWidth + 1, cellHeight + 1);
+    drawing.strokeRect(
+      AXIS.left + expert * cellWidth - 1,
+      AXIS.top + row * cellHeight - 1,
+      cellWidth + 1,
+      cellHeight + 1,
+    );
   }
 
   #point({ offsetX, offsetY }) {
@@ -116,7 +121,8 @@ export class HeatMap {
     const [row, expert] = cursor;
     const n = this.#counts[row][expert];
     const share = fairShares([this.#counts[row]])[0][expert];
-    this.#tell(`Layer ${this.#layers[row]}, expert ${expert}: ${n} ${n === 1 ? "token" : "tokens"}, ${share.toFixed(1)} × a fair share`);
+    const tokens = `${n} ${n === 1 ? "token" : "tokens"}`;
+    this.#tell(`Layer ${this.#layers[row]}, expert ${expert}: ${tokens}, ${share.toFixed(1)} × a fair share`);
   }
 }
 
@@ -126,7 +132,10 @@ function ramp(element) {
   element.parentElement.append(probe);
   const colours = Array.from({ length: STEPS }, (_, i) => {
     probe.style.color = `var(--heat-${i})`;
-    return getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
+    return getComputedStyle(probe)
+      .color.match(/[\d.]+/g)
+      .slice(0, 3)
+      .map(Number);
   });
   probe.remove();
   return colours;

@@ -5,23 +5,28 @@ const HASH = new Set(["python", "py", "bash", "sh", "shell", "yaml", "yml", "tom
 const PLAIN = new Set(["", "text", "txt", "plain", "markdown", "md", "console", "diff"]);
 const WORDS = new Set(
   (
-    "abstract and as assert async await break case catch class const continue def default defer del do elif else enum " +
-    "except export extends extern false finally fn for from func function go if impl implements import in interface is " +
-    "lambda let loop match mod module mut new nil none not null or package pass private protected pub public raise " +
-    "return self static struct super switch this throw trait true try type typeof union use using var void where while " +
-    "with yield select insert update delete join on group order by limit create table values set into end then fi done"
+    "abstract and as assert async await break case catch class const continue def default defer del do elif else " +
+    "enum except export extends extern false finally fn for from func function go if impl implements import in " +
+    "interface is lambda let loop match mod module mut new nil none not null or package pass private protected " +
+    "pub public raise return self static struct super switch this throw trait true try type typeof union use " +
+    "using var void where while with yield select insert update delete join on group order by limit create table " +
+    "values set into end then fi done"
   ).split(" "),
 );
+
+const STRINGS = [
+  String.raw`"""[^]*?(?:"""|$)`,
+  String.raw`'''[^]*?(?:'''|$)`,
+  String.raw`"(?:\\.|[^"\\\n])*"?`,
+  String.raw`'(?:\\.|[^'\\\n])*'?`,
+  "`(?:\\\\.|[^`\\\\])*`?",
+];
 
 /** Returns [kind, text] pairs whose texts, joined, are `code`; kind is comment, string, number, word or null. */
 export function highlight(code, language) {
   if (PLAIN.has(language)) return [[null, code]];
   const comment = HASH.has(language) ? "#[^\\n]*" : language === "sql" ? "--[^\\n]*" : "//[^\\n]*|/\\*[^]*?(?:\\*/|$)";
-  const pattern = new RegExp(
-    `(${comment})|("""[^]*?(?:"""|$)|'''[^]*?(?:'''|$)|"(?:\\\\.|[^"\\\\\\n])*"?|'(?:\\\\.|[^'\\\\\\n])*'?|\`(?:\\\\.|[^\`\\\\])*\`?)` +
-      `|(\\b\\d[\\w.]*)|([A-Za-z_]\\w*)`,
-    "g",
-  );
+  const pattern = new RegExp(`(${comment})|(${STRINGS.join("|")})|(\\b\\d[\\w.]*)|([A-Za-z_]\\w*)`, "g");
   const pieces = [];
   let at = 0;
   for (const match of code.matchAll(pattern)) {

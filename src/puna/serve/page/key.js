@@ -6,7 +6,8 @@ import { byId } from "./dom.js";
 export function askForKey(api, why = "") {
   const dialog = byId("key-dialog");
   const field = byId("key");
-  byId("key-why").textContent = why || "This server may ask for a key. It stays on this page and is sent to this server only.";
+  byId("key-why").textContent =
+    why || "This server may ask for a key. It stays on this page and is sent to this server only.";
   field.value = "";
   if (!dialog.open) dialog.showModal();
   byId("cancel-key").onclick = () => dialog.close("cancel");

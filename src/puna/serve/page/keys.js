@@ -6,7 +6,18 @@ import { byId, el } from "./dom.js";
 export function listen(shortcuts) {
   const list = byId("shortcut-list");
   for (const [, shown, about] of shortcuts)
-    list.append(el("div", {}, el("dt", {}, shown.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, about)));
+    list.append(
+      el(
+        "div",
+        {},
+        el(
+          "dt",
+          {},
+          shown.split(" ").map((key) => el("kbd", {}, key)),
+        ),
+        el("dd", {}, about),
+      ),
+    );
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.defaultPrevented || event.isComposing) return;
     const found = shortcuts.find(([code]) => code === event.code && event.altKey === (code !== "Escape"));

@@ -4,7 +4,8 @@ import { Api } from "./api.js";
 import { Composer } from "./composer.js";
 import { Conversation, openCalls } from "./conversation.js";
 import { byId, el } from "./dom.js";
-import { openJson, saveJson, saveMarkdown } from "./files.js";
+import { keepingEnd, scrollToEnd } from "./end.js";
+import { joinFilesMenu } from "./files.js";
 import { askForKey } from "./key.js";
 import { listen } from "./keys.js";
 import { Live } from "./live.js";
@@ -30,8 +31,10 @@ async function start() {
   const model = await loadModel();
   talk.model = model.name;
   settings.adapt(model.abilities);
-  for (const { name, text } of presets(model.system_prompt)) byId("system-preset").append(el("option", { value: text }, name));
-  const composer = new Composer(model, { send, stop: () => talk.stop(), editLast: () => messages.editLast(), tell: say });
+  const options = presets(model.system_prompt).map(({ name, text }) => el("option", { value: text }, name));
+  byId("system-preset").append(...options);
+  const stop = () => talk.stop();
+  const composer = new Composer(model, { send, stop, editLast: () => messages.editLast(), tell: say });
   const messages = new Messages(byId("messages"), conversation, model, { edit, again, result, routing: showRouting });
   const routing = new Routing(api, conversation, model);
   const live = new Live(api);
@@ -66,7 +69,7 @@ async function start() {
 
   function result(call, text) {
     conversation.addTool(call.id, call.name, text);
-    if (!openCalls(conversation).length) ask();
+    if (!openCalls(conversation).length && isSendable()) ask();
   }
 
   function ask(message = null) {
@@ -138,10 +141,12 @@ async function start() {
     byId("theme").addEventListener("click", theme);
     byId("show-shortcuts").addEventListener("click", shortcuts);
     byId("show-key").addEventListener("click", () => changeKey());
-    byId("to-end").addEventListener("click", scrollToEnd);
-    joinFiles();
+    joinFilesMenu(conversation, settings, model, (problem) => {
+      talk.stop();
+      composer.complain(problem);
+    });
     listen([
-      ["Escape", "Esc", "stop the answer", () => talk.stop()],
+      ["Escape", "Esc", "stop the answer", stop],
       ["KeyM", "Alt M", "go to the message box", () => composer.focus()],
       ["KeyE", "Alt E", "edit what you said last (also ↑ in an empty box)", () => messages.editLast()],
       ["KeyR", "Alt R", "answer again", againLast],
@@ -153,38 +158,6 @@ async function start() {
       ["KeyT", "Alt T", "light, dark or as the system", theme],
       ["KeyK", "Alt K", "this list", shortcuts],
     ]);
-  }
-
-  function joinFiles() {
-    const menu = byId("files-menu");
-    const chooser = byId("json-file");
-    const close = (act) => () => {
-      menu.open = false;
-      act();
-    };
-    byId("save-json").addEventListener("click", close(() => saveJson(conversation, settings, model.name)));
-    byId("save-markdown").addEventListener("click", close(() => saveMarkdown(conversation, model.name)));
-    byId("open-json").addEventListener("click", close(() => chooser.click()));
-    menu.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !menu.open) return;
-      menu.open = false;
-      menu.firstElementChild.focus();
-      event.preventDefault();
-    });
-    document.addEventListener("click", ({ target }) => {
-      if (!menu.contains(target)) menu.open = false;
-    });
-    chooser.addEventListener("change", async () => {
-      const [file] = chooser.files;
-      chooser.value = "";
-      talk.stop();
-      try {
-        await openJson(conversation, file);
-        composer.complain("");
-      } catch (error) {
-        composer.complain(error.message);
-      }
-    });
   }
 
   async function changeKey(why) {
@@ -206,25 +179,3 @@ async function loadModel() {
     }
   }
 }
-
-// The end of the conversation stays in sight while its reader is there, and only then.
-
-const scroll = byId("scroll");
-
-function isAtEnd() {
-  return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
-}
-
-function scrollToEnd() {
-  scroll.scrollTop = scroll.scrollHeight;
-}
-
-function keepingEnd(act) {
-  const stays = isAtEnd();
-  act();
-  if (stays) scrollToEnd();
-}
-
-scroll.addEventListener("scroll", () => {
-  byId("to-end").hidden = isAtEnd();
-});

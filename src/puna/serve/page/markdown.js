@@ -228,7 +228,7 @@ function codeSpan(text, at, missing) {
   const length = runLength(text, at);
   const mark = "`".repeat(length);
   if (!isMissing(missing, mark, at)) {
-    for (let close = text.indexOf("`", at + length); close >= 0; ) {
+    for (let close = text.indexOf("`", at + length); close >= 0;) {
       const closing = runLength(text, close);
       if (closing === length) {
         const inner = text.slice(at + length, close).replace(/\n/g, " ");
@@ -260,7 +260,7 @@ function emphasis(text, at, depth, missing) {
 
 /** Returns where `mark` closes, -1 where it never does. Marks within code and after spaces do not count. */
 function closingMark(text, from, mark, missing) {
-  for (let at = from; at < text.length; ) {
+  for (let at = from; at < text.length;) {
     if (text[at] === "\\") at += 2;
     else if (text[at] === "`") at = codeSpan(text, at, missing).end;
     else if (text[at] !== mark[0]) at += 1;

@@ -9,7 +9,7 @@ import { drawTiles } from "./pictures.js";
 import { copyText, Prose } from "./prose.js";
 import { tokenView } from "./tokens.js";
 
-/** Shows a conversation in `list`. `acts`: edit(message, text), again(message), result(call, text), routing(message). */
+/** A conversation in a list. `acts`: edit(message, text), again(message), result(call, text), routing(message). */
 export class Messages {
   #list;
   #conversation;
@@ -58,8 +58,12 @@ export class Messages {
 class UserView {
   #message;
   #acts;
-  #body = el("div", { class: "said" });
-  #edit = el("div", { class: "acts" }, iconButton("edit", "Edit and ask again", () => this.edit()));
+  #body = el("div", { class: "said", dir: "auto" });
+  #edit = el(
+    "div",
+    { class: "acts" },
+    iconButton("edit", "Edit and ask again", () => this.edit()),
+  );
 
   constructor(message, model, acts) {
     this.#message = message;
@@ -80,7 +84,7 @@ class UserView {
   edit() {
     this.#edit.hidden = true;
     this.#body.hidden = false;
-    const field = el("textarea", { "aria-label": "Your message", rows: "3" });
+    const field = el("textarea", { "aria-label": "Your message", rows: "3", dir: "auto" });
     field.value = this.#message.text;
     const done = (event) => {
       event.preventDefault();
@@ -183,17 +187,29 @@ class AnswerView {
 
   #showCalls(isOver) {
     const waiting = isOver ? openCalls(this.#conversation) : [];
-    const cards = this.#answer.calls.map((call) =>
-      callCard(call, waiting.includes(call) ? (text) => this.#acts.result(call, text) : null),
-    );
-    this.#calls.replaceChildren(...cards);
+    const { calls } = this.#answer;
+    calls.forEach((call, i) => {
+      const isAwaited = waiting.includes(call);
+      const key = `${call.name}(${call.arguments}) ${isAwaited}`;
+      const old = this.#calls.children[i];
+      if (old?.dataset.key === key) return; // somebody may be writing its result
+      const card = callCard(call, isAwaited ? (text) => this.#acts.result(call, text) : null);
+      card.dataset.key = key;
+      if (old) old.replaceWith(card);
+      else this.#calls.append(card);
+    });
+    while (this.#calls.children.length > calls.length) this.#calls.lastElementChild.remove();
   }
 
   #showProblem() {
     const { error } = this.#answer;
     this.#problem.hidden = error === null;
     if (error === null) return;
-    const again = el("button", { class: "button", type: "button", on: { click: () => this.#acts.again(this.#message) } }, "Try again");
+    const again = el(
+      "button",
+      { class: "button", type: "button", on: { click: () => this.#acts.again(this.#message) } },
+      "Try again",
+    );
     this.#problem.replaceChildren(icon("warn"), el("p", {}, error.message), again);
   }
 
@@ -240,7 +256,12 @@ class AnswerView {
 
 const VIEWS = { user: UserView, assistant: AnswerView, tool: ToolView };
 
-const ENDINGS = { length: "cut at its limit", stopped: "stopped", content_filter: "held back by a guard", abort: "ended by the server" };
+const ENDINGS = {
+  length: "cut at its limit",
+  stopped: "stopped",
+  content_filter: "held back by a guard",
+  abort: "ended by the server",
+};
 
 function facts(answer) {
   const { made, read, remembered, firstSeconds, perSecond } = timings(answer);
@@ -249,7 +270,9 @@ function facts(answer) {
     [`${made} ${made === 1 ? "token" : "tokens"}`, "Tokens made"],
     perSecond === null ? null : [`${perSecond.toFixed(perSecond < 10 ? 1 : 0)} tok/s`, "Speed after the first token"],
     firstSeconds === null ? null : [`first after ${seconds(firstSeconds)}`, "Time to the first token"],
-    read === null ? null : [remembered ? `read ${read}, ${remembered} remembered` : `read ${read}`, "Tokens of the prompt"],
+    read === null
+      ? null
+      : [remembered ? `read ${read}, ${remembered} remembered` : `read ${read}`, "Tokens of the prompt"],
     answer.finish in ENDINGS ? [ENDINGS[answer.finish], "How the answer ended"] : null,
   ];
   const spans = texts.filter(Boolean).map(([text, title]) => el("span", { title }, text));

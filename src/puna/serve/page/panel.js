@@ -1,4 +1,5 @@
-// The panel beside the conversation and its tabs: arrow keys move between them; on narrow screens it lies over the page.
+// The panel beside the conversation, and its tabs, between which arrow keys move. On narrow screens it lies over the
+// page.
 
 import { byId } from "./dom.js";
 

@@ -12,14 +12,18 @@ const PRESETS = [
   },
   {
     name: "patient teacher",
-    text: "Explain step by step, from what the reader is likely to know. Give one small example, then ask whether it was clear.",
+    text:
+      "Explain step by step, from what the reader is likely to know. Give one small example, then ask whether it was " +
+      "clear.",
   },
   {
     name: "careful reader of pictures",
-    text: "Describe only what can be seen in the picture. Where you are unsure what something is, say what makes you unsure.",
+    text:
+      "Describe only what can be seen in the picture. Where you are unsure what something is, say what makes you " +
+      "unsure.",
   },
   {
     name: "another language",
-    text: "Answer in the language in which you are asked. Supported: Arabic, English, French, German, Hindi, Indonesian, Italian, Portuguese, Spanish, Tagalog, Thai and Vietnamese.",
+    text: "Answer in the language in which you are asked, and in no other.",
   },
 ];

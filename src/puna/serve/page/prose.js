@@ -26,12 +26,12 @@ export class Prose {
 
 function block(node) {
   switch (node.type) {
-    case "heading":
-      return el(`h${Math.min(node.level + 2, 6)}`, {}, inlines(node.children)); // h1 is the page's, h2 the messages'
+    case "heading": // h1 is the page's, h2 the messages'
+      return el(`h${Math.min(node.level + 2, 6)}`, { dir: "auto" }, inlines(node.children));
     case "code":
       return codeBlock(node);
     case "quote":
-      return el("blockquote", {}, node.children.map(block));
+      return el("blockquote", { dir: "auto" }, node.children.map(block));
     case "list":
       return list(node);
     case "table":
@@ -39,16 +39,20 @@ function block(node) {
     case "rule":
       return el("hr");
     default:
-      return el("p", {}, inlines(node.children));
+      return el("p", { dir: "auto" }, inlines(node.children)); // Arabic from the right, line by line
   }
 }
 
 function list({ ordered, start, items }) {
   const isLoose = items.some((item) => item.filter(({ type }) => type === "paragraph").length > 1);
   const children = items.map((item) =>
-    el("li", {}, item.map((each) => (each.type === "paragraph" && !isLoose ? inlines(each.children) : block(each)))),
+    el(
+      "li",
+      {},
+      item.map((each) => (each.type === "paragraph" && !isLoose ? inlines(each.children) : block(each))),
+    ),
   );
-  return el(ordered ? "ol" : "ul", { start: start === 1 ? null : start }, children);
+  return el(ordered ? "ol" : "ul", { dir: "auto", start: start === 1 ? null : start }, children);
 }
 
 function table({ head, aligns, rows }) {
@@ -59,18 +63,29 @@ function table({ head, aligns, rows }) {
     { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, // scrolls sideways, also by keyboard
     el(
       "table",
-      {},
+      { dir: "auto" },
       el("thead", {}, el("tr", {}, head.map(cell("th")))),
-      el("tbody", {}, rows.map((row) => el("tr", {}, row.map(cell("td"))))),
+      el(
+        "tbody",
+        {},
+        rows.map((row) => el("tr", {}, row.map(cell("td")))),
+      ),
     ),
   );
 }
 
 function codeBlock({ language, text }) {
-  const pieces = highlight(text, language).map(([kind, part]) => (kind ? el("span", { class: `code-${kind}` }, part) : part));
+  const pieces = highlight(text, language).map(([kind, part]) =>
+    kind ? el("span", { class: `code-${kind}` }, part) : part,
+  );
   const copy = iconButton("copy", "Copy code", () => copyText(text, copy));
   const code = el("pre", { tabindex: "0" }, el("code", {}, pieces));
-  return el("div", { class: "code" }, el("div", { class: "code-head" }, el("span", {}, language || "text"), copy), code);
+  return el(
+    "div",
+    { class: "code" },
+    el("div", { class: "code-head" }, el("span", {}, language || "text"), copy),
+    code,
+  );
 }
 
 function inlines(nodes) {

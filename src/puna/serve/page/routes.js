@@ -46,7 +46,8 @@ export function summary(counts) {
       if (share > busiest.share) busiest = { layer, expert, share };
     }),
   );
-  const entropy = (row) => -row.reduce((sum, share) => sum + (share ? (share / row.length) * Math.log(share / row.length) : 0), 0);
+  const entropy = (row) =>
+    -row.reduce((sum, share) => sum + (share ? (share / row.length) * Math.log(share / row.length) : 0), 0);
   return {
     tokens: Math.max(...counts.map((row) => row.reduce((a, b) => a + b, 0))),
     busiest,

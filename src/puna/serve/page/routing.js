@@ -5,6 +5,7 @@ import { shownAnswer } from "./conversation.js";
 import { byId, el } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
 import { addCounts, countRoutes, emptyCounts, summary } from "./routes.js";
+import { say } from "./speech.js";
 
 const EVERY_MS = 2000; // while the server's own counts are shown
 
@@ -29,6 +30,7 @@ export class Routing {
     this.#model = model;
     this.#map = new HeatMap((text) => {
       byId("cell").textContent = text ?? "";
+      if (text && document.activeElement === this.#map.element) say(text);
     });
     byId("heat").append(this.#map.element);
     byId("routing-scope").addEventListener("change", () => this.#choose());
@@ -64,9 +66,13 @@ export class Routing {
       fact("Imbalance", `${imbalance.toFixed(2)} ×`, "the busiest expert over a fair share, mean of the layers"),
       fact("Evenness", `${(evenness * 100).toFixed(0)} %`, "entropy over that of a uniform choice"),
     );
-    const label = `Tokens by layer and expert. Busiest: layer ${layer}, expert ${busiest.expert}, ${busiest.share.toFixed(1)} times a fair share. Arrow keys move from cell to cell.`;
+    const share = busiest.share.toFixed(1);
+    const label = [
+      `Tokens by layer and expert. Busiest: layer ${layer}, expert ${busiest.expert}, ${share} times a fair share.`,
+      "Arrow keys move from cell to cell.",
+    ];
     byId("heat-top").textContent = `${Math.max(2, busiest.share).toFixed(1)} ×`;
-    this.#map.show(counts, this.#model.moe_layers, label);
+    this.#map.show(counts, this.#model.moe_layers, label.join(" "));
     if (byId("heat-table").open) byId("heat-rows").replaceChildren(...rows(counts, this.#model.moe_layers));
   }
 
@@ -102,9 +108,19 @@ function fact(name, value, about) {
 }
 
 function rows(counts, layers) {
-  const head = el("tr", {}, el("th", { scope: "col" }, "Layer"), counts[0].map((_, i) => el("th", { scope: "col" }, String(i))));
+  const head = el(
+    "tr",
+    {},
+    el("th", { scope: "col" }, "Layer"),
+    counts[0].map((_, i) => el("th", { scope: "col" }, String(i))),
+  );
   const body = counts.map((row, i) =>
-    el("tr", {}, el("th", { scope: "row" }, String(layers[i])), row.map((n) => el("td", {}, String(n)))),
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, String(layers[i])),
+      row.map((n) => el("td", {}, String(n))),
+    ),
   );
   return [el("thead", {}, head), el("tbody", {}, body)];
 }

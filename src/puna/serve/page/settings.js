@@ -81,13 +81,15 @@ export class Settings {
     if (stops.length) body.stop = stops;
     const tools = this.#json("tools");
     if (tools !== null) {
-      if (!Array.isArray(tools)) throw new SettingError("Tools are a JSON list of definitions: begin with [.", fields.tools);
+      if (!Array.isArray(tools))
+        throw new SettingError("Tools are a JSON list of definitions: begin with [.", fields.tools);
       if (tools.length) Object.assign(body, { tools, tool_choice: fields.tool_choice.value });
       if (tools.length && !fields.parallel.checked) body.parallel_tool_calls = false;
     }
     const format = this.#format();
     if (format !== null) body.response_format = format;
-    if (fields.probabilities.checked) Object.assign(body, { logprobs: true, top_logprobs: Number(fields.alternatives.value) });
+    if (fields.probabilities.checked)
+      Object.assign(body, { logprobs: true, top_logprobs: Number(fields.alternatives.value) });
     if (this.wantsRoutes) body.return_routed_experts = true;
     return body;
   }

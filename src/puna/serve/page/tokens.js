@@ -1,5 +1,5 @@
-// An answer token by token: how sure the model was of each, what else it thought of, and where the token's experts were.
-// Hovering or moving with the arrow keys shows one token's card.
+// An answer token by token: how sure the model was of each, what else it thought of, and which experts read it.
+// Hovering, or moving with the arrow keys, shows one token's card.
 
 import { el } from "./dom.js";
 

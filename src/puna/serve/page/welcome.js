@@ -2,7 +2,11 @@
 
 import { byId, el } from "./dom.js";
 
-const EXAMPLES = ["Tell me a story.", "What does “river” mean?", "Name three mountains and how high they are, in a table."];
+const EXAMPLES = [
+  "Tell me a story.",
+  "What does “river” mean?",
+  "Name three mountains and how high they are, in a table.",
+];
 
 /** Shows the model everywhere its name or nature stands. `onExample` gets the text of a chosen example. */
 export function describeModel(model, onExample) {
@@ -10,7 +14,8 @@ export function describeModel(model, onExample) {
   document.title = `${name} · puna`;
   byId("model").textContent = name;
   const sees = vision ? "It reads text and pictures" : "It reads text";
-  byId("about-model").textContent = `You are talking with ${name}. ${sees}, ${contextLen.toLocaleString("en")} tokens at a time.`;
+  byId("about-model").textContent =
+    `You are talking with ${name}. ${sees}, ${contextLen.toLocaleString("en")} tokens at a time.`;
   byId("examples").replaceChildren(
     ...EXAMPLES.map((text) =>
       el("li", {}, el("button", { type: "button", class: "example", on: { click: () => onExample(text) } }, text)),
@@ -24,5 +29,7 @@ export function describeModel(model, onExample) {
     ["Guards", model.abilities.guards ? "on" : "off"],
     ["puna", model.version],
   ];
-  byId("model-facts").replaceChildren(...facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value))));
+  byId("model-facts").replaceChildren(
+    ...facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value))),
+  );
 }
