@@ -7,7 +7,7 @@ little, and nothing at all about a code outside `coverage`. No list of slurs, no
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -70,11 +70,28 @@ _EXCUSE = re.compile(
     re.IGNORECASE,
 )
 
+# What is harmful once somebody asks for it, in English.
+ASKED: dict[str, tuple[str, ...]] = {
+    "S1": (
+        rf"{_KILLING} {_PERSON}",
+        r"(?:commit(?:ting)?|get(?:ting)? away with|plan(?:ning)?) (?:a |an |violent )*"
+        r"(?:murder|assassination|assault|massacre|(?:mass|school) shooting)",
+    ),
+    "S2": (
+        r"launder(?:ing)? money|money launder",
+        r"commit(?:ting)? (?:\w+ ){0,2}(?:fraud|theft|robbery|arson|treason|blackmail)",
+        rf"break(?:ing)? into {_OWN}(?:house|home|apartment|car|bank|vault|account)",
+        r"steal(?:ing)? (?:an? |my \w+ |someone's |the )?(?:car|identity|wallet|credit cards?)",
+        r"rob(?:bing)? a (?!base)",
+        r"(?:cook|mak|synthesi[sz]|produc|sell|smuggl)\w*\b[^.?!\n]{0,15}\b"
+        r"(?:meth(?:amphetamine)?|crystal meth|lsd|mdma|heroin|cocaine|fentanyl|marihuana in the street)\b",
+        r"(?:writ|mak|creat|build|spread)\w*[^.?!\n]{0,15}\b(?:ransomware|keylogger|phishing (?:e-?mail|site|page))",
+    ),
+    "S9": (rf"{_MAKING}[^.?!\n]{{0,25}}{_HARMLESS_BOMB}{_WEAPON}",),
+}
+# What is harmful as it stands.
 PHRASES: dict[str, tuple[str, ...]] = {
     "S1": (
-        rf"{_ASK}{_NEAR}{_KILLING} {_PERSON}",
-        rf"{_ASK}{_NEAR}(?:commit(?:ting)?|get(?:ting)? away with|plan(?:ning)?) (?:a |an |violent )*"
-        r"(?:murder|assassination|assault|massacre|(?:mass|school) shooting)",
         r"(?:cómo|como) (?:puedo )?(?:matar|asesinar|apuñalar|envenenar) a (?:mi|una?|alguien)",
         r"comment (?:puis-je )?(?:tuer|assassiner|poignarder|empoisonner) (?:ma|mon|une?|quelqu'un)",
         r"wie (?:kann ich|töte ich|ermorde ich|bringe ich)[^.?!\n]{0,30}(?:jemanden|meine|meinen|einen menschen)"
@@ -89,23 +106,11 @@ PHRASES: dict[str, tuple[str, ...]] = {
         r"(?:วิธี|ทำอย่างไร|ยังไง)[^\n]{0,20}(?:ฆ่า|วางยาพิษ)(?:คน|ภรรยา|สามี|ใคร)",
         r"(?:ฆ่าคน|ฆ่าภรรยา)[^\n]{0,10}(?:อย่างไร|ยังไง)",
     ),
-    "S2": (
-        rf"{_ASK}{_NEAR}(?:launder(?:ing)? money|money launder)",
-        rf"{_ASK}{_NEAR}commit(?:ting)? (?:\w+ ){{0,2}}(?:fraud|theft|robbery|arson|treason|blackmail)",
-        rf"{_ASK}{_NEAR}break(?:ing)? into {_OWN}(?:house|home|apartment|car|bank|vault|account)",
-        rf"{_ASK}{_NEAR}steal(?:ing)? (?:an? |my \w+ |someone's |the )?(?:car|identity|wallet|credit cards?)",
-        rf"{_ASK}{_NEAR}rob(?:bing)? a (?!base)",
-        rf"{_ASK}{_NEAR}(?:cook|mak|synthesi[sz]|produc|sell|smuggl)\w*\b[^.?!\n]{{0,15}}\b"
-        r"(?:meth(?:amphetamine)?|crystal meth|lsd|mdma|heroin|cocaine|fentanyl|marihuana in the street)\b",
-        rf"{_ASK}{_NEAR}(?:writ|mak|creat|build|spread)\w*[^.?!\n]{{0,15}}\b"
-        r"(?:ransomware|keylogger|phishing (?:e-?mail|site|page))",
-    ),
     "S4": (
         r"\b(?:child|kiddie|underage|preteen) (?:porn(?:ography)?|sex(?:ual)? (?:images?|videos?|material)|nudes?)\b"
         r"(?![^.?!\n]{0,40}(?:law|prevent|report|victim|research|police|detect))",
     ),
     "S9": (
-        rf"{_ASK}{_NEAR}{_MAKING}[^.?!\n]{{0,25}}{_HARMLESS_BOMB}{_WEAPON}",
         r"(?:cómo|como) (?:puedo )?(?:hacer|fabricar|construir|fazer|faço) u[nm]a bomba",
         r"comment (?:puis-je )?(?:faire|fabriquer|construire) une bombe",
         r"wie (?:baue|bastle|baut|bastelt|kann) (?:ich|man)[^.?!\n]{0,15}(?:eine )?(?:rohr)?bombe",
@@ -150,8 +155,10 @@ class Rule(NamedTuple):
     phrase: re.Pattern[str]
 
 
+ASK = re.compile(_ASK, re.IGNORECASE)
+ACTS = tuple(Rule(code, re.compile(_NEAR + _any(*acts), re.IGNORECASE)) for code, acts in ASKED.items())
 RULES = tuple(Rule(code, re.compile(phrase, re.IGNORECASE)) for code, phrases in PHRASES.items() for phrase in phrases)
-COVERAGE = tuple(code for code in NAMES if code in PHRASES)
+COVERAGE = tuple(code for code in NAMES if code in PHRASES or code in ASKED)
 UNKNOWN = tuple(code for code in NAMES if code not in COVERAGE)
 
 
@@ -191,11 +198,20 @@ class LexiconGuard:
 def find(text: str) -> list[Span]:
     """Returns the passages that a rule names, in the order of the text, none inside another of the same code."""
     found: list[Span] = []
-    found_anywhere = ((match.span(), rule.code) for rule in RULES for match in rule.phrase.finditer(text))
-    hits = (hit for hit in found_anywhere if not _MID_WORD.match(text[max(0, hit[0][0] - 1) : hit[0][0] + 1]))
-    for (start, end), code in sorted(hits):
+    hits = (hit for hit in _hits(text) if not _MID_WORD.match(text[max(0, hit[0] - 1) : hit[0] + 1]))
+    for start, end, code in sorted(hits):
         excused = _EXCUSE.search(text, max(start - EXCUSED_WITHIN, 0), end + EXCUSED_WITHIN)
         if not excused and not any(span.code == code and span.end >= end for span in found):
             reason = f"the words ask for {NAMES[code].lower()}"
             found.append(Span(start=start, end=end, code=code, score=SCORE, reason=reason))
     return found
+
+
+def _hits(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yields begin, end and code. Who asks is looked for once, and what is asked only behind that."""
+    for asked in ASK.finditer(text):
+        for rule in ACTS:
+            if found := rule.phrase.match(text, asked.end()):
+                yield asked.start(), found.end(), rule.code
+    for rule in RULES:
+        yield from ((*found.span(), rule.code) for found in rule.phrase.finditer(text))

@@ -48,18 +48,29 @@ N_FACTS = len(FACTS) + len(PAIRS)
 
 def facts(plain: str) -> list[bool]:
     """Returns for each of FACTS, then of PAIRS, whether it holds of a normalised text."""
-    holds = {name: any(pattern.search(plain) for pattern in patterns) for name, patterns in compiled().items()}
+    usable = compiled()["ascii" if plain.isascii() else "any"]
+    holds = {name: any(pattern.search(plain) for pattern in patterns) for name, patterns in usable.items()}
     return [*holds.values(), *(holds[a] and holds[b] for a, b in PAIRS)]
 
 
 @cache
-def compiled() -> Mapping[str, Sequence[re.Pattern[str]]]:
-    """Returns the patterns of each fact."""
+def compiled() -> Mapping[str, Mapping[str, Sequence[re.Pattern[str]]]]:
+    """Returns the patterns of each fact: for "any" text, and for "ascii" those that such a text can match."""
     text = files("puna").joinpath(*PATTERNS.split("/")).read_text("utf-8")
-    found: dict[str, list[re.Pattern[str]]] = {name: [] for name in FACTS}
+    found: dict[str, dict[str, list[re.Pattern[str]]]] = {
+        kind: {name: [] for name in FACTS} for kind in ("any", "ascii")
+    }
     for entry in tomllib.loads(text)["pattern"]:
-        found[entry["fact"]].append(re.compile(unicodedata.normalize("NFKC", _expression(entry))))
+        pattern = re.compile(unicodedata.normalize("NFKC", _expression(entry)))
+        found["any"][entry["fact"]].append(pattern)
+        if all(any(word.isascii() for word in entry.get(part, "-")) for part in ("first", "second")):
+            found["ascii"][entry["fact"]].append(re.compile(_expression(_ascii(entry))))
     return found
+
+
+def _ascii(entry: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {part: [word for word in entry[part] if word.isascii()] for part in ("first", "second") if part in entry}
+    return dict(entry) | parts
 
 
 def _expression(entry: Mapping[str, Any]) -> str:
