@@ -90,5 +90,7 @@ def _begins(word: str) -> bool:
 
 @cache
 def _phrases() -> tuple["regex.Pattern[str]", ...]:
-    """Returns the lexicon's phrases for a machine that knows half a match."""
-    return tuple(regex.compile(rule.phrase.pattern, regex.IGNORECASE) for rule in lexicon.RULES)
+    """Returns the lexicon's phrases, from where they begin on, for a machine that knows half a match."""
+    asked = (lexicon.ASK.pattern + rule.phrase.pattern for rule in lexicon.ACTS)
+    whole = (rule.phrase.pattern for rule in lexicon.RULES)
+    return tuple(regex.compile(phrase, regex.IGNORECASE) for phrase in (*asked, *whole))
