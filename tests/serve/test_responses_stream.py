@@ -70,6 +70,13 @@ def test_what_a_protection_ended_is_incomplete() -> None:
     assert grow([call(0, "{}"), chunk("length")])[0].response.output[0].status == "completed"
 
 
+def test_what_ends_an_answer_on_the_way_is_told_as_its_kind() -> None:
+    growing, _ = grow([chunk(content="I")])
+    for status, code in ((500, "server_error"), (400, "invalid_prompt")):
+        (event,) = growing.fail(status, "because")
+        assert (kinds([event]), event.response.error.code) == (["failed"], code)  # type: ignore[attr-defined]
+
+
 @given(st.lists(st.text(max_size=5) | st.just("CALL"), max_size=8), st.sampled_from(["stop", "length", "tool_calls"]))
 def test_events_joined_are_the_response(pieces: list[str], finish: str) -> None:
     chunks = [call(i, '{"a": 1}') if piece == "CALL" else chunk(content=piece) for i, piece in enumerate(pieces)]

@@ -95,7 +95,7 @@ async def _events(made: ChatMaking, growing: GrowingResponse) -> AsyncIterator[b
 
 
 def _failed(growing: GrowingResponse) -> Callable[[Refusal], bytes]:
-    return lambda refusal: b"".join(map(named_event, growing.fail(refusal.body.message)))
+    return lambda refusal: b"".join(map(named_event, growing.fail(refusal.status, refusal.body.message)))
 
 
 def chat_request(asked: ResponsesRequest) -> tuple[ChatRequest, Mapping[str, str]]:

@@ -94,7 +94,7 @@ class IncompleteDetails(Struct, kw_only=True, frozen=True):
 class ResponseError(Struct, kw_only=True, frozen=True):
     """Why a response failed."""
 
-    code: Literal["server_error", "rate_limit_exceeded"]
+    code: Literal["server_error", "invalid_prompt"]
     message: str
 
 

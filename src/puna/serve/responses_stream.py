@@ -73,9 +73,9 @@ class GrowingResponse:
         )
         return [*events, self._event(shapes.Completed if reason is None else shapes.Incomplete, response=self.response)]
 
-    def fail(self, message: str) -> list[shapes.Numbered]:
-        """Returns the last event of an answer that something here has ended."""
-        error = shapes.ResponseError(code="server_error", message=message)
+    def fail(self, status: int, message: str) -> list[shapes.Numbered]:
+        """Returns the last event of an answer that was ended by what would otherwise have had `status`."""
+        error = shapes.ResponseError(code="server_error" if status >= 500 else "invalid_prompt", message=message)
         self.response = msgspec.structs.replace(self.response, status="failed", error=error)
         return [self._event(shapes.Failed, response=self.response)]
 
