@@ -18,7 +18,7 @@ from puna.errors import ConfigError, PunaError
 from puna.train.instructions import arithmetic
 from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
-from puna.train.state import CHECKPOINT
+from puna.train.state import STATE, TrainingState, begin, checkpoints, resume
 from puna.weights.checkpoint import load
 
 ROOT = Path(__file__).parents[2]
@@ -37,19 +37,22 @@ def deterministic_only_here() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors(item)
+def restored(run: Path) -> TrainingState:
+    """The state of a run's checkpoint."""
+    ((_, home),) = checkpoints(run)
+    facts = json.loads((home / STATE).read_text(encoding="utf-8"))
+    recipe = from_dict(facts["recipe"])
+    state = begin(recipe, model_config(recipe))
+    assert resume(state, recipe, facts["data_digest"], run)
+    return state
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:
-    a, b = (torch.load(path / CHECKPOINT, weights_only=True) for path in (one, other))
-    assert (a["step"], a["data"], a["tokens"]) == (b["step"], b["data"], b["tokens"])
-    pairs = list(zip(tensors(a["optimizer"]), tensors(b["optimizer"]), strict=True))
-    assert len(pairs) > 50 and all(x.equal(y) for x, y in pairs)
+    a, b = restored(one), restored(other)
+    assert (a.step, a.data, a.tokens) == (b.step, b.data, b.tokens)
+    left, right = a.optimizer.tensors(), b.optimizer.tensors()
+    assert len(left) > 50 and left.keys() == right.keys()
+    assert all(tensor.equal(right[name]) for name, tensor in left.items())
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:
@@ -73,14 +76,10 @@ def test_a_run_logs_each_step_and_leaves_a_model_that_loads(tables: dict[str, An
     run = reference(tables, uninterrupted)
     steps = losses(run)
     assert [step for step, _, _ in steps] == list(range(1, 9)) and steps[-1][1] < steps[0][1]
-    recipe = from_dict(tables)
-    state = torch.load(run / CHECKPOINT, weights_only=True)
     model = load(run / "model")
-    assert model.config == model_config(recipe)
-    names = [name for group in state["optimizer"]["groups"] for name in group["names"]]
-    masters = [master for group in state["optimizer"]["groups"] for master in group["master"]]
+    assert model.config == model_config(from_dict(tables))
     trained = dict(model.named_parameters())
-    for name, master in zip(names, masters, strict=True):
+    for name, master in restored(run).optimizer.masters().items():
         assert trained[name].detach().equal(master.bfloat16())
     scores = json.loads((run / "held_out.json").read_text(encoding="utf-8"))
     assert set(scores) == {"all", "seen/text", "seen/picture", "seen/chat"} and scores["all"]["documents"] == 4
@@ -127,9 +126,10 @@ def test_a_run_that_goes_on_with_other_instructions_says_so(tables: dict[str, An
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert not train(from_dict(tables), tmp_path / "run", pause).finished
-    content = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
-    assert content["arithmetic"] == arithmetic(compiled=False)
-    torch.save(content | {"arithmetic": "torch 2.0 AVX2"}, tmp_path / "run" / CHECKPOINT)
+    ((_, home),) = checkpoints(tmp_path / "run")
+    facts = json.loads((home / STATE).read_text(encoding="utf-8"))
+    assert facts["arithmetic"] == arithmetic(compiled=False)
+    (home / STATE).write_text(json.dumps(facts | {"arithmetic": "torch 2.0 AVX2"}), encoding="utf-8")
     assert train(from_dict(tables), tmp_path / "run", said.append).finished
     assert [line for line in said if line.startswith("warning: began with torch 2.0 AVX2, goes on with torch ")]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from puna.errors import WeightsError
 from puna.model.transformer import Llama, initialise
 from puna.train.optim import Optimizer, cast, is_matrix, learning_rate, orthogonalise
 from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
@@ -136,16 +135,12 @@ def test_a_restored_optimiser_goes_on_with_the_same_bits() -> None:
     first, second = (Optimizer(model.named_parameters(), RECIPE) for model in (one, other))
     give_gradients(one, 0)
     first.step(1.0)
-    second.load_state_dict(first.state_dict())
+    for name, tensor in second.tensors().items():
+        tensor.copy_(first.tensors()[name])
+    second.step_count = first.step_count
+    second.write_parameters()
     for seed in (1, 2):
         for model, optimizer in ((one, first), (other, second)):
             give_gradients(model, seed)
             optimizer.step(0.5)
     assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def test_the_state_of_another_model_is_refused() -> None:
-    model = tiny_model()
-    small = Optimizer(list(model.named_parameters())[:5], RECIPE)
-    with pytest.raises(WeightsError, match="another model"):
-        small.load_state_dict(Optimizer(model.named_parameters(), RECIPE).state_dict())

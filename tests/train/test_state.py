@@ -12,7 +12,7 @@ from puna.errors import PunaError, WeightsError
 from puna.train.loop import model_config
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe, from_dict
-from puna.train.state import CHECKPOINT, TrainingState, begin, resume, save
+from puna.train.state import CHECKPOINT, STATE, TrainingState, begin, checkpoints, resume, save, trained
 from puna.weights.checkpoint import save_hf
 
 
@@ -56,8 +56,8 @@ def test_a_checkpoint_restores_everything(recipe: Recipe, tmp_path: Path) -> Non
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step(1.0)
     state.step, state.data, state.seconds, state.tokens = 7, DataState(1, 5, (3, 4)), 1.5, 900
-    save(state, recipe, "digest", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    save(state, recipe, "digest", tmp_path).wait()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{CHECKPOINT}-00000007"]
     restored = fresh(recipe)
     assert resume(restored, recipe, "digest", tmp_path)
     assert (restored.step, restored.data, restored.seconds, restored.tokens) == (7, DataState(1, 5, (3, 4)), 1.5, 900)
@@ -65,6 +65,39 @@ def test_a_checkpoint_restores_everything(recipe: Recipe, tmp_path: Path) -> Non
         assert a.equal(b)
     for name, master in restored.optimizer.masters().items():
         assert master.equal(state.optimizer.masters()[name])
+    of_run = trained(tmp_path, model_config(recipe), torch.bfloat16)
+    assert all(a.equal(b) for a, b in zip(of_run.parameters(), state.model.parameters(), strict=True))
+
+
+def test_what_changes_behind_a_checkpoint_is_not_in_it(recipe: Recipe, tmp_path: Path) -> None:
+    state = fresh(recipe)
+    before = {name: master.clone() for name, master in state.optimizer.masters().items()}
+    saving = save(state, recipe, "digest", tmp_path)
+    for master in state.optimizer.masters().values():
+        master.fill_(7)
+    saving.wait()
+    restored = fresh(recipe)
+    assert resume(restored, recipe, "digest", tmp_path)
+    assert all(before[name].equal(master) for name, master in restored.optimizer.masters().items())
+
+
+def test_a_checkpoint_takes_the_place_of_the_one_before(recipe: Recipe, tmp_path: Path) -> None:
+    state = fresh(recipe)
+    for step in (2, 4):
+        state.step = step
+        save(state, recipe, "digest", tmp_path).wait()
+    assert [step for step, _ in checkpoints(tmp_path)] == [4]
+
+
+def test_one_that_cannot_be_written_leaves_the_one_before(recipe: Recipe, tmp_path: Path) -> None:
+    state = fresh(recipe)
+    save(state, recipe, "digest", tmp_path).wait()
+    state.step = 2
+    (tmp_path / f"{CHECKPOINT}-00000002.partial").write_text("in the way")
+    with pytest.raises(WeightsError, match=r"cannot be written .* the one before is kept"):
+        save(state, recipe, "digest", tmp_path).wait()
+    restored = fresh(recipe)
+    assert resume(restored, recipe, "digest", tmp_path) and restored.step == 0
 
 
 def test_a_folder_without_a_checkpoint_begins_anew(recipe: Recipe, tmp_path: Path) -> None:
@@ -73,7 +106,7 @@ def test_a_folder_without_a_checkpoint_begins_anew(recipe: Recipe, tmp_path: Pat
 
 def test_another_recipe_or_other_documents_are_refused(recipe: Recipe, tables: dict[str, Any], tmp_path: Path) -> None:
     state = fresh(recipe)
-    save(state, recipe, "digest", tmp_path)
+    save(state, recipe, "digest", tmp_path).wait()
     changed = copy.deepcopy(tables)
     changed["schedule"]["steps"] = 9
     with pytest.raises(WeightsError, match=r"another recipe \(schedule.steps 8 -> 9\)"):
@@ -82,7 +115,18 @@ def test_another_recipe_or_other_documents_are_refused(recipe: Recipe, tables: d
         resume(state, recipe, "another digest", tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named_with_a_remedy(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(b"half a file")
-    with pytest.raises(WeightsError, match=r"cannot be read .* remove it"):
+@pytest.mark.parametrize("name", [STATE, ".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_is_named_with_a_remedy(recipe: Recipe, tmp_path: Path, name: str) -> None:
+    save(fresh(recipe), recipe, "digest", tmp_path).wait()
+    ((_, home),) = checkpoints(tmp_path)
+    content = bytearray((home / name).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (home / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is damaged; remove that folder"):
+        resume(fresh(recipe), recipe, "digest", tmp_path)
+
+
+def test_one_of_an_older_version_is_not_passed_over(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"weeks of work")
+    with pytest.raises(WeightsError, match="older version"):
         resume(fresh(recipe), recipe, "digest", tmp_path)

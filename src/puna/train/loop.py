@@ -1,9 +1,9 @@
 """The training loop: batches in order, one update a step, a log line each, checkpoints, and a model at the end.
 
-In: a recipe and the folder of a run. Out: in that folder `log.jsonl`, `checkpoint.pt` and, when the last step is done,
+In: a recipe and the folder of a run. Out: in that folder `log.jsonl`, a checkpoint and, when the last step is done,
 `model/` (Hugging Face layout) and `held_out.json`. Killed at any moment and started again on the same machine, the run
 ends with the same bits: a step depends on nothing but the state before it. Progress goes to the `progress` function
-that the caller gives.
+that the caller gives. On several ranks every one runs this loop, and the first one speaks and writes for all.
 """
 
 import json
@@ -12,25 +12,30 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import torch
+from torch import distributed
+from torch.distributed import ProcessGroup
 
 from puna.config import LlamaConfig
-from puna.errors import ConfigError, PunaError
+from puna.errors import ConfigError
+from puna.model.transformer import Llama
 from puna.presets import PRESETS
 from puna.prompt.tokenizer import Tokenizer
 from puna.train.instructions import arithmetic
-from puna.train.next_token import Loss, NextToken
+from puna.train.mesh import Mesh
+from puna.train.next_token import NextToken
 from puna.train.optim import learning_rate
-from puna.train.pack import Batch, Packer, Prefetch
+from puna.train.pack import Batch, DataState, Packer, Prefetch
 from puna.train.recipe import Recipe
-from puna.train.state import TrainingState, begin, resume, save
+from puna.train.state import Saving, TrainingState, begin, resume, save, start_weights, trained
 from puna.train.store import Progress, Store, tokenise
+from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join, on_ranks
 from puna.weights.checkpoint import save_hf
 from puna.weights.configs import from_hf
 
@@ -94,72 +99,98 @@ def make_packer(store: Store, config: LlamaConfig, recipe: Recipe) -> Packer:
 def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     """Trains until the last step, or until SIGTERM or SIGINT asks for a pause, and resumes when `run` has a checkpoint.
 
-    Sets the number of threads and deterministic algorithms for this process. Raises PunaError as `step_once`, `resume`
-    and `tokenise` say.
+    Sets the number of threads and deterministic algorithms for this process. A recipe with several ranks is trained by
+    as many processes that torchrun started, each of which calls this with the same `run`. Raises PunaError as `Update`,
+    `join`, `resume`, `Saving` and `tokenise` say.
     """
     torch.set_num_threads(recipe.compute.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it
     run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
     config = model_config(recipe)
-    store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, progress)
-    packer = make_packer(store, config, recipe)
-    state = begin(recipe, config)
-    if resume(state, recipe, store.digest, run):
-        progress(f"resumed at step {state.step} of {recipe.schedule.steps}")
+    team = Team.of(recipe, config)
+    say = progress if team.is_first else lambda line: None
+    with team.first_alone():  # makes what the others then find
+        run.mkdir(parents=True, exist_ok=True)
+        store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)
+    state, update = team.begin(recipe, config)
+    if resume(state, recipe, store.digest, run, team.group):
+        say(f"resumed at step {state.step} of {recipe.schedule.steps}")
     here = arithmetic(recipe.compute.compile)
     if state.arithmetic not in ("", here):
-        progress(f"warning: began with {state.arithmetic}, goes on with {here}; the weights will differ in rounding")
+        say(f"warning: began with {state.arithmetic}, goes on with {here}; the weights will differ in rounding")
     state.arithmetic = here
-    _truncate_log(run / LOG, state.step)
-    with _pause_requests() as pause, Prefetch(packer, state.data) as batches, (run / LOG).open("a", buffering=1) as log:
-        if not _steps(recipe, state, packer, batches, run, store.digest, pause, log.write, progress):
-            return Outcome(state.step, finished=False)
-    finish(recipe, state, run, progress)
-    return Outcome(state.step, finished=True)
+    is_done = _Steps(recipe, state, update, make_packer(store, config, recipe), run, store.digest, team, say).run()
+    if is_done and team.is_first:
+        model = state.model if team.mesh is None else trained(run, config, getattr(torch, recipe.compute.dtype))
+        assert isinstance(model, Llama)
+        finish(recipe, model, run, progress)
+    return Outcome(state.step, finished=is_done)
 
 
-def step_once(
-    state: TrainingState, loss: NextToken, batches: list[Batch], lr_share: float, names: Callable[[Batch], list[str]]
-) -> tuple[list[Loss], float]:
-    """Makes one update from all `batches` together. Returns their losses and the gradient norm before clipping.
+class Team(NamedTuple):
+    """The processes of a run. mesh: None for one alone. group: for words beside the numbers of training."""
 
-    Raises PunaError naming step and documents when a loss or a gradient is not finite; the state is then unchanged.
-    """
-    total = torch.stack([batch.weights.sum() for batch in batches]).sum().clamp(min=1.0)
-    losses = []
-    for batch in batches:
-        part = loss(batch, total, share=1 / len(batches))
-        part.total.backward()  # type: ignore[no-untyped-call]
-        losses.append(part)
-        if not math.isfinite(float(part.nll)):
-            raise PunaError(_not_finite("loss", state.step, names(batch)))
-    norm = float(state.optimizer.step(lr_share))
-    if not math.isfinite(norm):
-        raise PunaError(_not_finite("gradient", state.step, [name for batch in batches for name in names(batch)]))
-    return losses, norm
+    mesh: Mesh | None
+    group: ProcessGroup | None
+    is_first: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: LlamaConfig) -> "Team":
+        """Joins the others, if the recipe wants any. Raises as `join` does."""
+        if recipe.parallel.world == 1:
+            return cls(None, None, is_first=True)
+        mesh = join(recipe, config, recipe.compute.device)
+        return cls(mesh, distributed.new_group(backend="gloo", timeout=PATIENCE), distributed.get_rank() == 0)
+
+    def begin(self, recipe: Recipe, config: LlamaConfig) -> tuple[TrainingState, Update]:
+        """Returns the state before the first step, and what changes it."""
+        if self.mesh is None:
+            state = begin(recipe, config)
+            assert isinstance(state.model, Llama)
+            return state, OneProcess(state.model, state.optimizer, recipe)
+        device = torch.device(recipe.compute.device)
+        stage, optimizer = on_ranks(start_weights(recipe, config).to(device), self.mesh, recipe)
+        state = TrainingState(step=0, model=stage, optimizer=optimizer, data=DataState(), seconds=0.0, tokens=0)
+        return state, ManyRanks(stage, optimizer, recipe, device)
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Lets the first process through, and when it is done the others."""
+        if not self.is_first:
+            distributed.barrier(self.group)
+        yield
+        if self.is_first and self.group is not None:
+            distributed.barrier(self.group)
+
+    def agree(self, *wishes: bool) -> list[bool]:
+        """Returns what anybody wishes."""
+        if self.group is None:
+            return list(wishes)
+        votes = torch.tensor(wishes, dtype=torch.uint8)
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX, self.group)
+        return [bool(vote) for vote in votes]
 
 
-def finish(recipe: Recipe, state: TrainingState, run: Path, progress: Progress) -> None:
+def finish(recipe: Recipe, model: Llama, run: Path, progress: Progress) -> None:
     """Writes the model with its tokenizer in Hugging Face layout and what it reaches on held-out documents, if any."""
     folder = run / "model"
     shutil.rmtree(folder, ignore_errors=True)  # a run that was killed while it measured has written it before
-    save_hf(state.model, state.model.config, folder)
+    save_hf(model, model.config, folder)
     tokenizer = Path(recipe.data.tokenizer)
     for file in (tokenizer, tokenizer.with_name(TOKENIZER_CONFIG)):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
     progress(f"model written to {folder}")
     if recipe.data.held_out:
-        scores = measure(recipe, state.model, progress)
+        scores = measure(recipe, model, progress)
         (run / "held_out.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
         progress(
             f"bits per byte on held-out documents: {json.dumps({k: v['bits_per_byte'] for k, v in scores.items()})}"
         )
 
 
-def measure(recipe: Recipe, model: torch.nn.Module, progress: Progress) -> dict[str, dict[str, float]]:
+def measure(recipe: Recipe, model: Llama, progress: Progress) -> dict[str, dict[str, float]]:
     """Returns bits per byte, nats per token and counts on the held-out documents, per set/source and for all.
 
     Bytes are those of the learnt text; the loss on the tokens that end a text counts, their bytes (none) do not.
@@ -167,7 +198,7 @@ def measure(recipe: Recipe, model: torch.nn.Module, progress: Progress) -> dict[
     config = model_config(recipe)
     store = tokenise(recipe.data.held_out, recipe.data.tokenizer, config.vision, recipe.data.store, progress)
     packer = make_packer(store, config, _without_passes(recipe))
-    loss = NextToken(model, balance=0.0, z=0.0, chunk=recipe.loss.chunk)  # type: ignore[arg-type]
+    loss = NextToken(model, balance=0.0, z=0.0, chunk=recipe.loss.chunk)
     n_bytes = _bytes_per_token(Tokenizer.load(recipe.data.tokenizer), config)
     sums: dict[str, list[float]] = {}
     for number, batch in enumerate(packer.once()):
@@ -197,69 +228,99 @@ def measure(recipe: Recipe, model: torch.nn.Module, progress: Progress) -> dict[
     }
 
 
-def _steps(
-    recipe: Recipe,
-    state: TrainingState,
-    packer: Packer,
-    batches: Prefetch,
-    run: Path,
-    data_digest: str,
-    pause: threading.Event,
-    write: Callable[[str], object],
-    progress: Progress,
-) -> bool:
-    """Runs the remaining steps; returns whether the last one was reached. Leaves a checkpoint either way."""
-    model = state.model
-    options = recipe.loss
-    loss = NextToken(model, balance=options.balance, z=options.z, chunk=options.chunk, compiled=recipe.compute.compile)
-    saved_at, saved_step = time.monotonic(), state.step
-    while state.step < recipe.schedule.steps and not pause.is_set():
-        began = time.monotonic()
-        parts = [batches.next() for _ in range(recipe.batch.accumulate)]
-        lr_share = learning_rate(recipe.schedule, state.step)
-        losses, norm = step_once(state, loss, [batch for batch, _ in parts], lr_share, packer.names)
+class _Steps:
+    """The remaining steps of a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: TrainingState,
+        update: Update,
+        packer: Packer,
+        run: Path,
+        data_digest: str,
+        team: Team,
+        say: Progress,
+    ) -> None:
+        self.recipe, self.state, self.update, self.packer = recipe, state, update, packer
+        self.run_folder, self.data_digest, self.team, self.say = run, data_digest, team, say
+        self.saving: Saving | None = None
+        self.saved_at, self.saved_step = time.monotonic(), state.step
+
+    def run(self) -> bool:
+        """Returns whether the last step was reached. Leaves a checkpoint either way."""
+        readers = 1 if self.team.mesh is None else self.team.mesh.layout.readers
+        reader = 0 if self.team.mesh is None else self.team.mesh.reader
+        log = self.run_folder / LOG
+        with (
+            _pause_requests() as pause,
+            Prefetch(self.packer, self.state.data, reader=reader, readers=readers) as batches,
+            _log(log, self.state.step) if self.team.is_first else nullcontext() as file,
+            self._saved(),
+        ):
+            is_asked = False
+            while self.state.step < self.recipe.schedule.steps and not is_asked:
+                report = self._step([batches.next() for _ in range(self.recipe.batch.accumulate // readers)])
+                if file is not None:
+                    file.write(json.dumps(report._asdict()) + "\n")
+                self.say(_line(report, self.recipe.schedule.steps))
+                is_due, is_asked = self.team.agree(self._is_due(), pause.is_set())
+                if is_due:
+                    self._save()
+            if self.state.step != self.saved_step:
+                self._save()
+        return self.state.step >= self.recipe.schedule.steps
+
+    def _step(self, parts: list[tuple[Batch, DataState]]) -> StepReport:
+        state, began = self.state, time.monotonic()
+        lr_share = learning_rate(self.recipe.schedule, state.step)
+        seen = self.update([batch for batch, _ in parts], lr_share, state.step, self.packer.names)
         seconds = time.monotonic() - began
         state.step += 1
         state.data = parts[-1][1]
         state.seconds += seconds
-        report = _report(recipe, state, [batch for batch, _ in parts], losses, norm, lr_share, seconds)
-        state.tokens += report.tokens
-        write(json.dumps(report._asdict()) + "\n")
-        progress(_line(report, recipe.schedule.steps))
-        if _is_due(recipe, state.step - saved_step, time.monotonic() - saved_at):
-            save(state, recipe, data_digest, run)
-            saved_at, saved_step = time.monotonic(), state.step
-    if state.step != saved_step:
-        save(state, recipe, data_digest, run)
-    return state.step >= recipe.schedule.steps
+        state.tokens += seen.tokens
+        return _report(self.recipe, state, seen, lr_share, seconds)
+
+    def _is_due(self) -> bool:
+        when = self.recipe.checkpoint
+        steps, seconds = self.state.step - self.saved_step, time.monotonic() - self.saved_at
+        return self.team.is_first and (0 < when.every_steps <= steps or 0 < when.every_seconds <= seconds)
+
+    @contextmanager
+    def _saved(self) -> Iterator[None]:
+        """Nobody writes in the run's folder any more when this is left, however."""
+        try:
+            yield
+        except BaseException:
+            if self.saving is not None:
+                self.saving.join()
+            raise
+        if self.saving is not None:
+            self.saving.wait()
+
+    def _save(self) -> None:
+        if self.saving is not None:
+            self.saving.wait()
+        self.saving = save(self.state, self.recipe, self.data_digest, self.run_folder, self.team.group)
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
 
 
-def _report(
-    recipe: Recipe,
-    state: TrainingState,
-    batches: list[Batch],
-    losses: list[Loss],
-    norm: float,
-    lr_share: float,
-    seconds: float,
-) -> StepReport:
-    learnt = sum(float(part.weight) for part in losses)
-    load = torch.stack([part.load for part in losses]).mean(0)  # L E
-    even = 1 / max(load.shape[-1], 1)
-    tokens = sum(batch.n_tokens for batch in batches)
+def _report(recipe: Recipe, state: TrainingState, seen: Seen, lr_share: float, seconds: float) -> StepReport:
+    even = 1 / max(seen.load.shape[-1], 1)
     return StepReport(
         step=state.step,
-        loss=sum(float(part.nll) * float(part.weight) for part in losses) / max(learnt, 1.0),
-        balance=sum(float(part.balance) for part in losses) / len(losses),
+        loss=seen.nats / max(seen.weight, 1.0),
+        balance=seen.balance,
         lr=recipe.optimizer.lr * lr_share,
-        grad_norm=norm,
-        tokens=tokens,
-        learnt=int(learnt),
-        tiles=sum(batch.n_tiles for batch in batches),
+        grad_norm=seen.grad_norm,
+        tokens=seen.tokens,
+        learnt=int(seen.weight),
+        tiles=seen.tiles,
         seconds=round(seconds, 3),
-        tokens_per_second=round(tokens / seconds, 1),
-        max_load=round(float(load.max()) / even, 3) if load.numel() else 1.0,
-        min_load=round(float(load.min()) / even, 3) if load.numel() else 1.0,
+        tokens_per_second=round(seen.tokens / seconds, 1),
+        max_load=round(float(seen.load.max()) / even, 3) if seen.load.numel() else 1.0,
+        min_load=round(float(seen.load.min()) / even, 3) if seen.load.numel() else 1.0,
         epoch=state.data.epoch,
     )
 
@@ -273,14 +334,10 @@ def _line(report: StepReport, steps: int) -> str:
     )
 
 
-def _is_due(recipe: Recipe, steps: int, seconds: float) -> bool:
-    when = recipe.checkpoint
-    return 0 < when.every_steps <= steps or 0 < when.every_seconds <= seconds
-
-
-def _not_finite(what: str, step: int, names: list[str]) -> str:
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"step {step}: the {what} is not finite, documents {shown}; lower optimizer.lr or correct these documents"
+def _log(file: Path, step: int) -> TextIO:
+    """Opens the log behind the line of `step`."""
+    _truncate_log(file, step)
+    return file.open("a", buffering=1, encoding="utf-8")
 
 
 def _truncate_log(log: Path, step: int) -> None:

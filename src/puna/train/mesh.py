@@ -118,10 +118,12 @@ def check(layout: ParallelRecipe, config: LlamaConfig, batch: BatchRecipe) -> No
     _divides("context", layout.context, batch.row_len, "batch.row_len")
     if layout.pipeline > text.n_layers:
         raise ConfigError(f"parallel.pipeline: {layout.pipeline} exceeds the {text.n_layers} layers; use fewer stages")
-    if layout.pipeline > 1 and batch.accumulate < layout.pipeline:
+    least = layout.readers * layout.pipeline
+    if batch.accumulate % layout.readers or batch.accumulate < least:
         raise ConfigError(
-            f"parallel.pipeline: {layout.pipeline} stages need as many batches a step to have all something to do; "
-            f"raise batch.accumulate from {batch.accumulate} to {layout.pipeline} or more"
+            f"batch.accumulate: {batch.accumulate} batches a step; replicate x shard, {layout.readers} ranks, read "
+            f"equal numbers of them, and each of {layout.pipeline} stages needs one at a time; use a multiple of "
+            f"{layout.readers} from {least} on"
         )
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from puna.errors import WeightsError
 from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
 from puna.train.shards import has_whole_matrices, local, norm, part_of, spread_like, whole
 
@@ -144,32 +143,6 @@ class Optimizer:
                 found |= {f"{n}.{kind}": part for n, part in zip(group.names, getattr(group, kind), strict=True)}
         return {name: spread_like(part, self.parameters[name.rpartition(".")[0]]) for name, part in found.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns masters, moments and the step count; the tensors are the live ones, not copies."""
-        return {
-            "step_count": self.step_count,
-            "stacks": [
-                {"slices": list(map(tuple, s.slices)), "master": s.master, "momentum": s.momentum} for s in self.stacks
-            ],
-            "groups": [
-                {"names": list(g.names), "master": g.master, "first": g.first, "second": g.second} for g in self.groups
-            ],
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores a `state_dict` and sets the parameters. Raises WeightsError when it is of another model."""
-        if not self._fits(state):
-            raise WeightsError("optimizer state: of another model; start a new run or give the recipe it was made with")
-        self.step_count = state["step_count"]
-        for stack, saved in zip(self.stacks, state["stacks"], strict=True):
-            stack.master.copy_(saved["master"])
-            stack.momentum.copy_(saved["momentum"])
-        for group, saved in zip(self.groups, state["groups"], strict=True):
-            for name in ("master", "first", "second"):
-                torch._foreach_copy_(getattr(group, name), saved[name])
-        self.write_parameters()
-
     @torch.no_grad()
     def write_parameters(self) -> None:
         """Sets every parameter to its master, rounded to the parameter's dtype."""
@@ -218,13 +191,6 @@ class Optimizer:
         torch._foreach_mul_(group.master, 1 - rate * group.weight_decay)
         torch._foreach_addcdiv_(group.master, group.first, divisors, -rate / (1 - beta1**self.step_count))
         torch._foreach_copy_([local(self.parameters[n]) for n in group.names], group.master)
-
-    def _fits(self, state: Mapping[str, Any]) -> bool:
-        stacks = [([tuple(s) for s in saved["slices"]], tuple(saved["master"].shape)) for saved in state["stacks"]]
-        own_stacks = [([tuple(s) for s in stack.slices], tuple(stack.master.shape)) for stack in self.stacks]
-        groups = [(list(saved["names"]), [tuple(m.shape) for m in saved["master"]]) for saved in state["groups"]]
-        own_groups = [(list(group.names), [tuple(m.shape) for m in group.master]) for group in self.groups]
-        return stacks == own_stacks and groups == own_groups
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ run may stop anywhere. Documents are never cut, unless they are longer than a ro
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -58,6 +58,11 @@ class Batch:
     def n_tokens(self) -> int:
         """Tokens that are not padding."""
         return int((self.documents != PADDING).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Returns the batch with its tensors on a device."""
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +175,14 @@ class Packer:
 
     def next(self, state: DataState) -> tuple[Batch, DataState]:
         """Returns the batch that follows `state`, and the state behind it."""
+        rows, state = self.draw(state)
+        return self.make(rows), state
+
+    def draw(self, state: DataState) -> tuple[list[list[int]], DataState]:
+        """Returns the pieces of each row of the batch that follows `state`, and the state behind it."""
         drawn, epoch, index = self._draw(state)
         rows, waiting = self._arrange(drawn)
-        return self.make(rows), DataState(epoch, index, tuple(waiting))
+        return rows, DataState(epoch, index, tuple(waiting))
 
     def make(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Returns the batch whose row b holds the pieces rows[b]; missing rows and the rest of each row are padding."""
@@ -261,12 +271,16 @@ class Packer:
 
 
 class Prefetch:
-    """Makes the next batches on a thread while the present one is used. A context manager: leaving ends the thread."""
+    """Makes the next batches on a thread while the present one is used. A context manager: leaving ends the thread.
 
-    def __init__(self, packer: Packer, state: DataState, ahead: int = 2) -> None:
+    Of every `readers` batches in order only number `reader` is made here; the others are other ranks', which read the
+    same documents in the same order, whatever their number.
+    """
+
+    def __init__(self, packer: Packer, state: DataState, *, reader: int = 0, readers: int = 1, ahead: int = 2) -> None:
         self._queue: queue.Queue[tuple[Batch, DataState] | BaseException] = queue.Queue(maxsize=ahead)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(packer, state), daemon=True)
+        self._thread = threading.Thread(target=self._fill, args=(packer, state, reader, readers), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -281,16 +295,20 @@ class Prefetch:
         self._thread.join()
 
     def next(self) -> tuple[Batch, DataState]:
-        """Returns the next batch and the state behind it; raises what making it raised."""
+        """Returns this reader's next batch and the state behind the last reader's; raises what making it raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
         return item
 
-    def _fill(self, packer: Packer, state: DataState) -> None:
+    def _fill(self, packer: Packer, state: DataState, reader: int, readers: int) -> None:
         while not self._stop.is_set():
             try:
-                batch, state = packer.next(state)
+                drawn = []
+                for _ in range(readers):
+                    rows, state = packer.draw(state)
+                    drawn.append(rows)
+                batch = packer.make(drawn[reader])
             except Exception as error:  # handed to the thread that asks for batches
                 self._put(error)
                 return

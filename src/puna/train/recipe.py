@@ -109,15 +109,18 @@ class LossRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeRecipe:
-    """How the sums are done. Part of the digest: another number of threads adds in another order."""
+    """How the sums are done. Part of the digest: another number of threads adds in another order. `compile` is for
+    one process; `device` is "cpu" or "cuda"."""
 
     dtype: str
     compile: bool
     threads: int
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         _require(self.dtype in ("bfloat16", "float32"), "compute.dtype", self.dtype, '"bfloat16" or "float32"')
         _require(self.threads > 0, "compute.threads", self.threads, "positive")
+        _require(self.device in ("cpu", "cuda"), "compute.device", self.device, '"cpu" or "cuda"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,10 +30,12 @@ from puna.train.recipe import LossRecipe
 
 
 class Measured(NamedTuple):
-    """What a forward saw, detached: the sum of weight times nats, float32 scalar, on last stages; and the share of all
-    tokens of the batch that each expert of this stage's MoE layers got from this rank, float32 [L E]."""
+    """What a forward saw, detached: the sum of weight times nats, float32 scalar, on last stages; this rank's part of
+    the balance loss, the mean over all layers of the model, float32 scalar; and the share of all tokens of the batch
+    that each expert of this stage's MoE layers got from this rank, float32 [L E]."""
 
     nats: Tensor
+    balance: Tensor
     load: Tensor
 
 
@@ -62,7 +64,8 @@ class Stage(nn.Module):
         self.config, self.mesh, self.options = model.config, mesh, loss
         self.is_first, self.is_last = mesh.stage == 0, mesh.stage == stages - 1
         kept = nn.ModuleList()  # under the numbers that they have in the model, and so under its names
-        for layer in range(n * mesh.stage // stages, n * (mesh.stage + 1) // stages):
+        self.layers = range(n * mesh.stage // stages, n * (mesh.stage + 1) // stages)
+        for layer in self.layers:
             kept.add_module(str(layer), model.layers[layer])
         model.layers = kept
         if not self.is_first:
@@ -106,11 +109,11 @@ class Stage(nn.Module):
         else:
             place, group = self.mesh.context_rank, self.mesh.context
             store = Stretch(self.config.text, positions, documents, place, group)
-        x, load = self._layers(x, positions[:, own].flatten(), store, documents[:, own].flatten() != PADDING)
+        x, balance, load = self._layers(x, positions[:, own].flatten(), store, documents[:, own].flatten() != PADDING)
         nats = x.new_zeros((), dtype=torch.float32)
         if self.is_last:
             x, nats = self._loss(self.model.norm(x), targets[:, own].flatten(), weights[:, own].flatten())
-        self.measured.append(Measured(nats, load))
+        self.measured.append(Measured(nats, balance, load))
         return x
 
     def _features(self, ids: Tensor, tiles: Tensor, own: slice) -> Tensor | None:
@@ -121,21 +124,24 @@ class Stage(nn.Module):
             features = self.model.embed_tiles(normalise(tiles).to(self.model.embedding.weight.dtype))
         is_patch = ids.eq(-1 if self.config.patch_id is None else self.config.patch_id)  # B S
         places = (is_patch.flatten().cumsum(0) - 1).view(is_patch.shape)[:, own]
-        return features[places[is_patch[:, own]]]
+        mine = places[is_patch[:, own]]
+        return features[mine] if len(mine) else features[:1]  # of no token, but the tower takes part all the same
 
-    def _layers(self, x: Tensor, positions: Tensor, store: KVStore, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _layers(self, x: Tensor, positions: Tensor, store: KVStore, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         text = self.config.text
         rotation = text_rotation(positions, text_frequencies(text).to(x.device))
         scale = text.query_temperature
         temperature = None if scale is None else query_temperature(positions, scale)
         share = counts.float() / sum_over(counts.sum(), self.mesh.context).clamp(min=1)  # T, of the whole rows'
-        loads = []
+        balances, loads = [x.new_zeros((), dtype=torch.float32)], []
         for layer in self.model.layers:
             x, route = self._run(layer, x, rotation, temperature, store)
             if route is not None:
-                x, load = self._with_router_loss(x, route, share)
+                x, balance, load = self._with_router_loss(x, route, share)
+                balances.append(balance)
                 loads.append(load)
-        return x, torch.stack(loads) if loads else x.new_zeros((0, 0), dtype=torch.float32)
+        load = torch.stack(loads) if loads else x.new_zeros((0, 0), dtype=torch.float32)
+        return x, torch.stack(balances).sum(), load
 
     def _run(self, layer: nn.Module, *inputs: object) -> tuple[Tensor, Route | None]:
         if self.mesh.layout.recompute and torch.is_grad_enabled():
@@ -144,9 +150,9 @@ class Stage(nn.Module):
         out = layer(*inputs)
         return out
 
-    def _with_router_loss(self, x: Tensor, route: Route, share: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_router_loss(self, x: Tensor, route: Route, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns x with the gradients of the layer's part of the router losses, as `next_token.router_losses` has
-        them of the whole rows of the batch, and the layer's load by this rank, float32 [E]."""
+        them of the whole rows of the batch; and detached this rank's part of the balance and its load, float32 [E]."""
         n_layers, n_experts = len(self.config.text.moe_layers), self.config.text.n_experts
         logits = route.logits.float()  # T E
         own_load = (F.one_hot(route.experts, n_experts).float().mean(1) * share[:, None]).sum(0)  # E
@@ -154,7 +160,7 @@ class Stage(nn.Module):
         balance = n_experts * (load * (logits.softmax(-1) * share[:, None]).sum(0)).sum()
         z = (logits.logsumexp(-1).square() * share).sum()
         loss = (self.options.balance * balance + self.options.z * z) * self.batch_share / n_layers
-        return add_gradient(x, loss), own_load
+        return add_gradient(x, loss), balance.detach() / n_layers, own_load
 
     def _loss(self, states: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         learnt = weights.nonzero().squeeze(1)  # R

@@ -1,26 +1,46 @@
-"""The state of a training run, and its checkpoint: one file, written whole or not at all.
+"""The state of a training run, and its checkpoint: a folder, written whole or not at all, by all ranks together.
 
-In and out: a `TrainingState`. The weights are held once, as the optimiser's float32 masters. A checkpoint carries the
-digest of its recipe and of its data; another recipe cannot continue it, for then the weights would be of neither. It
-also says how its process added numbers, so that a run that goes on elsewhere can say that its bits will be others.
+In and out: a `TrainingState`. The weights are held once, as the optimiser's float32 masters. Tensors are written by
+torch's distributed checkpoints, each rank its parts, so that a run may go on on other ranks: the bits are the same.
+Beside them `state.json` says the rest: step and data, the digests of recipe and data (another recipe cannot continue a
+run, for then the weights would be of neither), and a hash of every file, by which damage is found before it is used.
+Writing goes on behind the next steps, from a copy. A folder gets its name when everything in it is on disk.
 """
 
+import hashlib
+import json
 import os
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
-from puna.model.transformer import Llama, initialise
+from puna.model.transformer import Llama, initialise, set_parameter
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe
+from puna.train.stage import Stage
 from puna.weights.checkpoint import load
 
-CHECKPOINT = "checkpoint.pt"
-"""Name of the checkpoint within the folder of a run."""
+CHECKPOINT = "checkpoint"
+"""Beginning of the names of checkpoints within the folder of a run; the number of steps follows."""
+
+STATE = "state.json"
+_OLD = "checkpoint.pt"  # of version 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +48,7 @@ class TrainingState:
     """Everything that the next step depends on. `step` counts finished steps. Changed in place by the loop."""
 
     step: int
-    model: Llama
+    model: Llama | Stage
     optimizer: Optimizer
     data: DataState
     seconds: float
@@ -39,8 +59,8 @@ class TrainingState:
     """How the last process added numbers, as `instructions.arithmetic` says it."""
 
 
-def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
-    """Returns the state before the first step, a pure function of the recipe and of the checkpoint that it starts from.
+def start_weights(recipe: Recipe, config: LlamaConfig) -> Llama:
+    """Returns the float32 model that a run begins with, a pure function of the recipe and of the checkpoint it names.
 
     Raises ConfigError or WeightsError when that checkpoint is missing, damaged or of another model.
     """
@@ -48,63 +68,203 @@ def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
         model = load(Path(recipe.model.start), dtype=torch.float32)
         if model.config != config:
             raise ConfigError(f"model.start: {recipe.model.start} is not a {recipe.model.preset}; name its own preset")
-    else:
-        model = Llama(config)
-        initialise(model, torch.Generator().manual_seed(recipe.model.seed))
+        return model
+    model = Llama(config)
+    initialise(model, torch.Generator().manual_seed(recipe.model.seed))
+    return model
+
+
+def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
+    """Returns the state of one process before the first step. Raises as `start_weights` does."""
+    model = start_weights(recipe, config).to(recipe.compute.device)
     optimizer = Optimizer(model.named_parameters(), recipe.optimizer)
     cast(model, getattr(torch, recipe.compute.dtype))
     return TrainingState(step=0, model=model, optimizer=optimizer, data=DataState(), seconds=0.0, tokens=0)
 
 
-def save(state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path) -> None:
-    """Writes the checkpoint of folder `run`. The one before stays until the new one is on disk."""
-    path = Path(run) / CHECKPOINT
-    partial = path.with_name(CHECKPOINT + ".partial")
-    content = {
-        "recipe": recipe.to_dict(),
-        "recipe_digest": recipe.digest,
-        "data_digest": data_digest,
-        "step": state.step,
-        "data": tuple(state.data),
-        "seconds": state.seconds,
-        "tokens": state.tokens,
-        "arithmetic": state.arithmetic,
-        "optimizer": state.optimizer.state_dict(),
-    }
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync_folder(path.parent)
+class Saving:
+    """A checkpoint that is being written. Nothing else may be saved before `wait` has returned."""
+
+    def __init__(self, state: TrainingState, recipe: Recipe, data_digest: str, run: Path, group: ProcessGroup | None):
+        self._tensors = {name: tensor.clone() for name, tensor in state.optimizer.tensors().items()}
+        self._facts = {
+            "recipe": recipe.to_dict(),
+            "recipe_digest": recipe.digest,
+            "data_digest": data_digest,
+            "step": state.step,
+            "data": list(state.data),
+            "seconds": state.seconds,
+            "tokens": state.tokens,
+            "arithmetic": state.arithmetic,
+            "updates": state.optimizer.step_count,
+        }
+        self._home = run / f"{CHECKPOINT}-{state.step:08d}"
+        self._group = group
+        self._error: WeightsError | None = None
+        self._thread = threading.Thread(target=self._write, name="puna checkpoint")
+        self._thread.start()
+
+    def join(self) -> None:
+        """Returns when the checkpoint is on disk, or could not be written."""
+        self._thread.join()
+        self._tensors.clear()
+
+    def wait(self) -> Self:
+        """Returns when the checkpoint is on disk. Raises WeightsError when it could not be written."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def _write(self) -> None:
+        try:
+            self._write_files()
+        except (OSError, CheckpointException) as error:
+            reason = str(error).strip().splitlines()[-1]
+            self._error = WeightsError(
+                f"checkpoint {self._home}: cannot be written ({reason}); the one before is kept: make room and go on"
+            )
+
+    def _write_files(self) -> None:
+        partial = self._home.with_name(f"{self._home.name}.partial")
+        rank, alone = (0, True) if self._group is None else (distributed.get_rank(), False)
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        _meet(self._group)
+        with _quiet():
+            write_tensors(self._tensors, checkpoint_id=partial, process_group=self._group, no_dist=alone)
+        own = [file for file in partial.iterdir() if file.name.startswith(f"__{rank}_")]
+        hashes = {file.name: _hash(file) for file in own + ([partial / ".metadata"] if rank == 0 else [])}
+        for others in _all_of(hashes, self._group):
+            hashes |= others
+        if rank == 0:
+            with (partial / STATE).open("w", encoding="utf-8") as file:
+                json.dump(self._facts | {"files": hashes}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(partial)
+            shutil.rmtree(self._home, ignore_errors=True)
+            os.replace(partial, self._home)
+            _sync_folder(self._home.parent)
+            for _, other in checkpoints(self._home.parent):
+                if other != self._home:
+                    shutil.rmtree(other, ignore_errors=True)
+        _meet(self._group)
 
 
-def resume(state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path) -> bool:
-    """Continues `state` from the checkpoint of folder `run`; returns False when there is none.
+def save(
+    state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
+) -> Saving:
+    """Begins to write a checkpoint in folder `run`. The one before stays until the new one is on disk.
+
+    `group`: all ranks, of which every one calls this, on a group of its own. They share the folder.
+    """
+    return Saving(state, recipe, data_digest, Path(run), group)
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Returns step and folder of every complete checkpoint of a run, the newest last."""
+    found = [(re.fullmatch(rf"{CHECKPOINT}-(\d+)", path.name), path) for path in run.glob(f"{CHECKPOINT}-*")]
+    return sorted((int(name[1]), path) for name, path in found if name and (path / STATE).is_file())
+
+
+def resume(
+    state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
+) -> bool:
+    """Continues `state` from the newest checkpoint of folder `run`; returns False when there is none.
 
     Raises WeightsError when the checkpoint is damaged or was made with another recipe or other data.
     """
-    path = Path(run) / CHECKPOINT
-    if not path.is_file():
+    run = Path(run)
+    if (run / _OLD).exists():
+        raise WeightsError(f"checkpoint {run / _OLD}: of an older version; remove it to begin anew")
+    found = checkpoints(run)
+    if not found:
         return False
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise WeightsError(f"checkpoint {path}: cannot be read ({error}); remove it to begin anew") from error
-    if content["recipe_digest"] != recipe.digest:
-        names = ", ".join(_differences(content["recipe"], recipe.to_dict()))
+    home = found[-1][1]
+    facts = _facts(home, group)
+    if facts["recipe_digest"] != recipe.digest:
+        names = ", ".join(_differences(facts["recipe"], recipe.to_dict()))
         raise WeightsError(
-            f"checkpoint {path}: made with another recipe ({names}); restore it or choose another run folder"
+            f"checkpoint {home}: made with another recipe ({names}); restore it or choose another run folder"
         )
-    if content["data_digest"] != data_digest:
-        raise WeightsError(f"checkpoint {path}: made with other documents; restore them or choose another run folder")
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.step = content["step"]
-    state.data = DataState(*content["data"])
-    state.seconds = content["seconds"]
-    state.tokens = content["tokens"]
-    state.arithmetic = content.get("arithmetic", "")  # checkpoints of older versions do not say
+    if facts["data_digest"] != data_digest:
+        raise WeightsError(f"checkpoint {home}: made with other documents; restore them or choose another run folder")
+    _read(state.optimizer.tensors(), home, group)
+    state.optimizer.step_count = facts["updates"]
+    state.optimizer.write_parameters()
+    state.step = facts["step"]
+    epoch, sample, waiting = facts["data"]
+    state.data = DataState(epoch, sample, tuple(waiting))
+    state.seconds = facts["seconds"]
+    state.tokens = facts["tokens"]
+    state.arithmetic = facts["arithmetic"]
     return True
+
+
+def trained(run: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
+    """Returns the model of a run's newest checkpoint in `dtype`, whole, in one process: a tensor at a time."""
+    home = checkpoints(run)[-1][1]
+    with torch.device("meta"):
+        model = Llama(config)
+    for name, parameter in list(model.named_parameters()):
+        master = torch.empty(parameter.shape)
+        _read({f"{name}.master": master}, home, None)
+        set_parameter(model, name, master.to(dtype))
+    return model
+
+
+def _read(tensors: Mapping[str, Tensor], home: Path, group: ProcessGroup | None) -> None:
+    """Fills tensors, spread as they are, with those of the same names."""
+    try:
+        with _quiet():
+            read_tensors(dict(tensors), checkpoint_id=home, process_group=group, no_dist=group is None)
+    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise WeightsError(f"checkpoint {home}: is of another model ({reason}); start a new run") from error
+
+
+def _facts(home: Path, group: ProcessGroup | None) -> dict[str, Any]:
+    """Returns what `state.json` says, when all files are what it says; each rank checks some of them."""
+    rank, world = (0, 1) if group is None else (distributed.get_rank(), distributed.get_world_size())
+    try:
+        facts: dict[str, Any] = json.loads((home / STATE).read_text(encoding="utf-8"))
+        own = sorted(facts["files"].items())[rank::world]
+        damaged = [name for name, known in own if not (home / name).is_file() or _hash(home / name) != known]
+    except (OSError, ValueError, KeyError) as error:
+        damaged = [f"{STATE}: {error!r}"]
+    if damaged := sorted(name for names in _all_of(damaged, group) for name in names):
+        raise WeightsError(f"checkpoint {home}: {damaged[0]} is damaged; remove that folder to go on from before")
+    return facts
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process is meant where there is one; torch says so each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _meet(group: ProcessGroup | None) -> None:
+    if group is not None:
+        distributed.barrier(group)
+
+
+def _all_of(own: Any, group: ProcessGroup | None) -> Iterator[Any]:
+    """Yields what every rank has."""
+    if group is None:
+        yield own
+        return
+    found: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(found, own, group=group)
+    yield from found
 
 
 def _differences(old: dict[str, object], new: dict[str, object], path: str = "") -> list[str]:

@@ -1,0 +1,163 @@
+"""One update: the passes of a step's batches, then the optimiser. In one process, or on all ranks alike.
+
+In: this process's batches of a step. Out: new weights, and what all batches of all ranks showed.
+Not here: when a run ends, what is logged (`loop`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, distributed
+
+from puna.config import LlamaConfig
+from puna.errors import DeviceError, PunaError
+from puna.model.transformer import Llama
+from puna.train import mesh as meshes
+from puna.train.mesh import Mesh
+from puna.train.next_token import NextToken
+from puna.train.optim import Optimizer
+from puna.train.pack import Batch
+from puna.train.passes import Passes
+from puna.train.recipe import Recipe
+from puna.train.spread import spread
+from puna.train.stage import Measured, Stage
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for the others: as long as the slowest needs for a step, its first with compilation."""
+
+Names = Callable[[Batch], list[str]]
+
+
+class Seen(NamedTuple):
+    """What the batches of a step showed together. nats: the sum of weight times cross entropy; weight: that of the
+    weights. balance: mean of the batches, 1 is even. load float32 [L E]: share of the tokens that each expert got.
+    """
+
+    nats: float
+    weight: float
+    balance: float
+    load: Tensor
+    tokens: int
+    tiles: int
+    grad_norm: float
+
+
+class Update(Protocol):
+    """Makes one update at `lr_share` of the peak learning rate. Raises PunaError naming the documents when a loss or a
+    gradient is not finite; the weights are then as they were."""
+
+    def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen: ...
+
+
+class OneProcess:
+    """The update of a whole model."""
+
+    def __init__(self, model: Llama, optimizer: Optimizer, recipe: Recipe) -> None:
+        options = recipe.loss
+        self.loss = NextToken(
+            model, balance=options.balance, z=options.z, chunk=options.chunk, compiled=recipe.compute.compile
+        )
+        self.optimizer = optimizer
+
+    def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen:
+        device = self.loss.model.head.weight.device
+        total = torch.stack([batch.weights.sum() for batch in batches]).sum().clamp(min=1.0).to(device)
+        losses = []
+        for batch in batches:
+            part = self.loss(batch.to(device), total, share=1 / len(batches))
+            part.total.backward()  # type: ignore[no-untyped-call]
+            losses.append(part)
+            if not math.isfinite(float(part.nll)):
+                raise _not_finite("loss", step, names(batch))
+        norm = float(self.optimizer.step(lr_share))
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", step, [name for batch in batches for name in names(batch)])
+        return Seen(
+            nats=sum(float(part.nll) * float(part.weight) for part in losses),
+            weight=sum(float(part.weight) for part in losses),
+            balance=sum(float(part.balance) for part in losses) / len(losses),
+            load=torch.stack([part.load for part in losses]).mean(0).cpu(),  # L E
+            tokens=sum(batch.n_tokens for batch in batches),
+            tiles=sum(batch.n_tiles for batch in batches),
+            grad_norm=norm,
+        )
+
+
+class ManyRanks:
+    """The update of a model that is spread over ranks."""
+
+    def __init__(self, stage: Stage, optimizer: Optimizer, recipe: Recipe, device: torch.device) -> None:
+        self.stage, self.optimizer = stage, optimizer
+        self.passes = Passes(stage, getattr(torch, recipe.compute.dtype), device)
+
+    def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen:
+        seen = self._together(batches, self.passes(batches))
+        own = [name for batch in batches for name in names(batch)]
+        if not math.isfinite(seen.nats):
+            raise _not_finite("loss", step, _of_all(own))
+        norm = float(self.optimizer.step(lr_share))
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", step, _of_all(own))
+        return seen._replace(grad_norm=norm)
+
+    def _together(self, batches: Sequence[Batch], measured: Sequence[Measured]) -> Seen:
+        """Adds up what all ranks have seen, in one go. Ranks that share rows or matrices count the same things."""
+        stage, layout, text = self.stage, self.stage.mesh.layout, self.stage.config.text
+        n_batches = len(batches) * layout.readers
+        load = torch.zeros(len(text.moe_layers), text.n_experts if text.moe_layers else 0)
+        mine = [row for row, layer in enumerate(sorted(text.moe_layers)) if layer in stage.layers]
+        load[mine] = torch.stack([each.load for each in measured]).sum(0).cpu() / n_batches
+        weight = sum(float(batch.weights.sum()) for batch in batches)
+        sums = torch.tensor(
+            [
+                sum(float(each.nats) for each in measured) / layout.tensor,
+                sum(float(each.balance) for each in measured) / layout.tensor / n_batches,
+                weight / (layout.tensor * layout.context * layout.pipeline),
+                sum(batch.n_tokens for batch in batches) / (layout.tensor * layout.context * layout.pipeline),
+                sum(batch.n_tiles for batch in batches) / (layout.tensor * layout.context * layout.pipeline),
+                *(load.flatten() / layout.tensor).tolist(),
+            ],
+            dtype=torch.float64,
+        ).to(self.passes.device)
+        distributed.all_reduce(sums)
+        nats, balance, weight, tokens, tiles, *loads = sums.tolist()
+        shares = torch.tensor(loads).view(load.shape)
+        return Seen(nats, weight, balance, shares, round(tokens), round(tiles), math.nan)
+
+
+def join(recipe: Recipe, config: LlamaConfig, device_type: str) -> Mesh:
+    """Returns the mesh of the processes that torchrun started. Raises DeviceError outside of it, ConfigError when the
+    recipe's [parallel] does not fit them or the model."""
+    meshes.check(recipe.parallel, config, recipe.batch)
+    if not distributed.is_initialized():
+        try:
+            distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+        except ValueError as error:
+            n = recipe.parallel.world
+            raise DeviceError(
+                f"parallel: {recipe.parallel.product} are {n} ranks, and no others run ({error}); start them with "
+                f"torchrun --nproc-per-node {n} -m puna train ..."
+            ) from error
+    return meshes.build(recipe.parallel, device_type)
+
+
+def on_ranks(model: Llama, mesh: Mesh, recipe: Recipe) -> tuple[Stage, Optimizer]:
+    """Returns this rank's stage of the float32 `model`, which is used up, and its optimiser."""
+    stage = spread(model, mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
+    return stage, Optimizer(stage.model.named_parameters(), recipe.optimizer, stages=recipe.parallel.pipeline)
+
+
+def _of_all(own: list[str]) -> list[str]:
+    found: list[list[str]] = [[]] * distributed.get_world_size()
+    distributed.all_gather_object(found, own)
+    return list(dict.fromkeys(name for names in found for name in names))
+
+
+def _not_finite(what: str, step: int, names: list[str]) -> PunaError:
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return PunaError(
+        f"step {step}: the {what} is not finite, documents {shown}; lower optimizer.lr or correct these documents"
+    )
