@@ -75,17 +75,17 @@ def lexicon_tail(text: str) -> Tail:
     length, is_due = 0, False
     for word in _WORD.finditer(text):
         start, end = int(word.start()), int(word.end())
-        if _begins(text[start : end + 1].lower()):
-            found = [match for phrase in _phrases() if (match := phrase.match(text, pos=start, partial=True))]
-            length = length or (len(text) - start if found else 0)
-            is_due = is_due or any(not match.partial for match in found)
+        for phrase in _beginning_with(text[start : end + 1].lower()):
+            if (match := phrase.match(text, pos=start, partial=True)) is not None:
+                length = length or len(text) - start
+                is_due = is_due or not match.partial
     return Tail(length, is_due)
 
 
 @lru_cache(maxsize=65_536)
-def _begins(word: str) -> bool:
-    """Says whether some phrase begins with a word and the character behind it."""
-    return any(phrase.match(word, partial=True) for phrase in _phrases())
+def _beginning_with(word: str) -> tuple["regex.Pattern[str]", ...]:
+    """Returns the phrases that begin with a word and the character behind it: of most words there are none."""
+    return tuple(phrase for phrase in _phrases() if phrase.match(word, partial=True))
 
 
 @cache
