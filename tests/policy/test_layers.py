@@ -37,6 +37,7 @@ EXCEPTIONS: dict[str, frozenset[str]] = {
     "train.distill": frozenset({"engine"}),
     "guard.prune": frozenset({"weights"}),
     "guard.deberta": frozenset({"weights"}),
+    "guard.llama3": frozenset({"weights"}),
 }
 
 # At run time these import only ground before a function asks for more: `puna --help` must not load torch.
