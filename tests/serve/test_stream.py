@@ -10,7 +10,7 @@ from puna.chat import Assistant, Piece
 from puna.engine.request import TokenLogprobs
 from puna.prompt.message import Tool
 from puna.prompt.parse import parse
-from puna.serve.schema import ChatChoice, ChatChunkChoice
+from puna.serve.schema import ChatChoice, ChatChunkChoice, CompletionChoice
 from puna.serve.stream import GrowingChat, GrowingCompletion, event, show, usage, whole_chat, whole_completion
 
 ADD = Tool("add", "", {})
@@ -128,3 +128,28 @@ def test_the_reason_of_the_end_is_kept(assistant: Assistant, finish: str) -> Non
     growing = GrowingChat(1, assistant.tokenizer, (), most_calls=None, new_call_id=str)
     chunk = growing.push(Piece(0, "", None, None, finish))  # type: ignore[arg-type]
     assert chunk is not None and (chunk.finish_reason, chunk.index) == (finish, 1)
+
+
+@given(cuts=st.lists(st.integers(1, 4), min_size=2, max_size=2), with_tools=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_pieces_that_come_together_make_what_they_make_one_by_one(
+    assistant: Assistant, cuts: list[int], with_tools: bool
+) -> None:
+    texts = ["Wéll ", "[add(", "a=1", ")]", " ok", ""]
+    pieces = [Piece(0, text, i + 1, TokenLogprobs(-i, ((i, -1.0),)), None) for i, text in enumerate(texts)]
+    pieces[-1] = pieces[-1]._replace(finish="stop")
+    first, second = sorted(cuts)
+    groups = [group for group in (pieces[:first], pieces[first:second], pieces[second:]) if group]
+
+    def chat(groups: Sequence[Sequence[Piece]]) -> ChatChoice:
+        tools = [ADD] if with_tools else []
+        growing = GrowingChat(0, assistant.tokenizer, tools, most_calls=None, new_call_id=lambda: "c", wants_ids=True)
+        return whole_chat([chunk for group in groups if (chunk := growing.push(*group)) is not None])
+
+    def completion(groups: Sequence[Sequence[Piece]]) -> CompletionChoice:
+        growing = GrowingCompletion(0, assistant.tokenizer, wants_logprobs=True, prompt_ids=[1])
+        return whole_completion([chunk for group in groups if (chunk := growing.push(*group)) is not None])
+
+    one_by_one = [[piece] for piece in pieces]
+    assert chat(groups) == chat(one_by_one)
+    assert completion(groups) == completion(one_by_one)

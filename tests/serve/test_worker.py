@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from puna.chat import Assistant, Options
+from puna.chat import Assistant, Options, Piece
 from puna.errors import CapacityError, PromptError, WeightsError
 from puna.prompt.render import Prompt
 from puna.serve.metrics import Metrics
@@ -130,3 +130,28 @@ def test_prompt_logprobs_are_those_of_the_assistant(assistant: Assistant) -> Non
             return await worker.prompt_logprobs(assistant.text_prompt("abc"), 2)
 
     assert asyncio.run(ask()) == assistant.prompt_logprobs(assistant.text_prompt("abc"), 2)
+
+
+def test_pieces_are_handed_on_together_after_a_pause_but_an_end_at_once() -> None:
+    def piece(text: str, finish: Any = None) -> Piece:
+        return Piece(0, text, 1, None, finish)
+
+    async def take(answers: Answers) -> str:
+        return "".join(piece.text for _, piece in await asyncio.wait_for(answers.next(), 10))
+
+    async def follow() -> None:
+        answers = Answers(lambda *_: None)
+        answers.put(0, piece("a"))
+        assert answers.hand_on(50.0, pause_seconds=2.0) and await take(answers) == "a"
+        answers.put(0, piece("b"))
+        assert not answers.hand_on(51.0, pause_seconds=2.0)
+        answers.put(0, piece("c"))
+        assert answers.hand_on(52.0, pause_seconds=2.0) and await take(answers) == "bc"
+        answers.put(0, piece("d", finish="stop"))
+        assert answers.hand_on(53.0, pause_seconds=2.0) and await take(answers) == "d"
+        answers.fail(WeightsError("gone"))
+        with pytest.raises(WeightsError):
+            await answers.next()
+        assert answers.is_over
+
+    asyncio.run(follow())

@@ -272,11 +272,14 @@ class Engine:
 
     def _routed(self, turns: Sequence[Turn], routes: Tensor | None) -> list[list[Routes | None]]:
         """Counts where this step's tokens went. Returns that of each row behind a turn, None where nobody asks."""
+        nobody: list[list[Routes | None]] = [[None] * (1 + len(turn.drafts)) for turn in turns]
         if routes is None:
-            return [[None] * (1 + len(turn.drafts)) for turn in turns]
+            return nobody
         n_experts = self.model.config.text.n_experts
         routes = routes[sorted(self.model.config.text.moe_layers)]  # M T k
         self.route_counts.add(routes)
+        if not any(turn.sequence.request.wants_routes for turn in turns):
+            return nobody
         lens = [turn.n_new + len(turn.drafts) for turn in turns]
         of_turns: list[list[Routes | None]] = []
         for (sequence, n_new, drafts), own in zip(turns, torch.split(routes, lens, dim=1), strict=True):

@@ -60,6 +60,8 @@ class Detokenizer:
 
     def _advance(self, new: str) -> str:
         """Returns the part of the held and new text that is certain; keeps the rest, or marks the stop."""
+        if not self._stop:
+            return new
         text = self._held + new
         ends = [(text.index(stop) + len(stop), -len(stop), stop) for stop in self._stop if stop in text]
         if ends:

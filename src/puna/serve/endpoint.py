@@ -8,7 +8,6 @@ Source of the shapes: OpenAI's and Anthropic's API references, errors.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -135,13 +134,18 @@ async def send_events(
     The status is sent before the first event, so whatever is to be refused with one of its own is raised before.
     """
     await send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
+    silence = _Silence()
+    pinging = asyncio.ensure_future(_ping_in(silence, state, send, ping))
     try:
-        while (event := await _next(state, send, events, ping)) is not None:
+        async for event in events:
             await _send_part(state, send, event)
+            silence.is_silent = False
     except StalledError:
         raise
     except Exception as error:
         await _send_part(state, send, failed(refusal_from(error)))
+    finally:
+        pinging.cancel()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -208,18 +212,23 @@ async def _body(state: State, request: Request) -> bytes:
     return bytes(body)
 
 
-async def _next(state: State, send: Send, events: AsyncIterator[bytes], ping: bytes) -> bytes | None:
-    """Returns the next event, None behind the last one. Sends pings while it waits."""
-    coming = asyncio.ensure_future(anext(events, None))
-    try:
-        while not (await asyncio.wait((coming,), timeout=state.settings.ping_seconds))[0]:
-            await _send_part(state, send, ping)
-    finally:
-        if not coming.done():
-            coming.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await coming
-    return coming.result()
+class _Silence:
+    """Whether a stream has sent nothing since somebody looked."""
+
+    def __init__(self) -> None:
+        self.is_silent = True
+
+
+async def _ping_in(silence: _Silence, state: State, send: Send, ping: bytes) -> None:
+    """Sends `ping` whenever nothing was sent for as long as the settings say, twice that at most; never ends.
+
+    It waits where the client does not read, which `_send_part` notices with the next event.
+    """
+    while True:
+        silence.is_silent = True
+        await asyncio.sleep(state.settings.ping_seconds)
+        if silence.is_silent:
+            await send({"type": "http.response.body", "body": ping, "more_body": True})
 
 
 async def _left(receive: Receive) -> None:

@@ -23,7 +23,7 @@ from puna.serve.worker import Answers
 Chunk = TypeVar("Chunk", bound=schema.ChatChunkChoice | schema.CompletionChoice)
 Choice = TypeVar("Choice", bound=schema.ChatChoice | schema.CompletionChoice)
 
-_Push = Callable[[Piece], Chunk | None]
+_Push = Callable[..., Chunk | None]  # of one or more pieces of a sample
 
 
 class Making(Generic[Chunk, Choice]):
@@ -48,12 +48,12 @@ class Making(Generic[Chunk, Choice]):
         self._cached_tokens: dict[int, int] = {}  # by prompt
 
     async def chunks(self) -> AsyncIterator[list[Chunk]]:
-        """Yields what is new, several chunks where several came at once; every choice's last one has its finish."""
+        """Yields what is new, at most a chunk for each choice; its last one has its finish."""
         if self._first:
             yield self._first
         open_samples = {(index, sample) for index, job in enumerate(self.jobs) for sample in range(job.n)}
         while open_samples:
-            chunks = []
+            come: dict[tuple[int, int], list[Piece]] = {}
             for index, piece in await anext(self._pieces):
                 key = index, piece.sample
                 if key not in open_samples:  # a screen ended it
@@ -62,13 +62,12 @@ class Making(Generic[Chunk, Choice]):
                 self._cached_tokens[index] = max(piece.n_cached, self._cached_tokens.get(index, 0))
                 if piece.finish == "abort":
                     raise _aborted()
-                chunk = self._push[index][piece.sample](piece)
-                if chunk is not None:
-                    chunks.append(chunk)
+                come.setdefault(key, []).append(piece)
                 if piece.finish is not None:
                     open_samples.remove(key)
                     self._answers.end(index, piece.sample)
-            if chunks:
+            made = [self._push[index][sample](*pieces) for (index, sample), pieces in come.items()]
+            if chunks := [chunk for chunk in made if chunk is not None]:
                 yield chunks
 
     async def whole(self) -> list[Choice]:

@@ -189,24 +189,25 @@ class GrowingChat:
         """Returns the first chunk, which says who speaks."""
         return self._chunk(Delta(role="assistant", content=""), None)
 
-    def push(self, piece: Piece) -> ChatChunkChoice | None:
+    def push(self, *pieces: Piece) -> ChatChunkChoice | None:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
-        self._logprobs += _chat_logprobs(self._tokenizer, piece)
-        self._stopped = piece.stopped
-        self._routing.push(piece)
-        if self._ids is not UNSET and piece.token is not None:
-            self._ids.append(piece.token)
-        content, calls = self._advance(piece)
-        if not content and not calls and piece.finish is None:
+        for piece in pieces:
+            self._logprobs += _chat_logprobs(self._tokenizer, piece)
+            self._routing.push(piece)
+            if self._ids is not UNSET and piece.token is not None:
+                self._ids.append(piece.token)
+        self._stopped, finish = pieces[-1].stopped, pieces[-1].finish
+        content, calls = self._advance("".join([piece.text for piece in pieces]), finish)
+        if not content and not calls and finish is None:
             return None
         delta = Delta(content=content or UNSET, tool_calls=self._calls(calls) or UNSET)
-        return self._chunk(delta, "tool_calls" if self._n_calls and piece.finish == "stop" else piece.finish)
+        return self._chunk(delta, "tool_calls" if self._n_calls and finish == "stop" else finish)
 
-    def _advance(self, piece: Piece) -> tuple[str, Sequence[Call]]:
+    def _advance(self, text: str, finish: str | None) -> tuple[str, Sequence[Call]]:
         if self._reply is None:
-            return piece.text, ()
-        words, calls = self._reply.push(piece.text)
-        if piece.finish is not None:
+            return text, ()
+        words, calls = self._reply.push(text)
+        if finish is not None:
             last_words, last_calls = self._reply.finish()
             words, calls = words + last_words, calls + last_calls
         return words, calls if self._most_calls is None else calls[: max(self._most_calls - self._n_calls, 0)]
@@ -328,15 +329,17 @@ class GrowingCompletion:
         self._decoder.reset()
         return self._chunk(text, finish)
 
-    def push(self, piece: Piece) -> CompletionChoice | None:
+    def push(self, *pieces: Piece) -> CompletionChoice | None:
         """Returns what is new, None where nothing is certain yet. Log-probabilities come with the text they led to."""
-        self._routing.push(piece)
-        if piece.token is not None and self._ids is not UNSET:
-            self._ids.append(piece.token)
-        if piece.token is not None and self._wants_logprobs:
-            stops = piece.token in self._tokenizer.stop_ids
-            self._enter(piece.token, piece.logprobs, "" if stops else show(self._tokenizer, piece.token).token)
-        return self._chunk(piece.text, piece.finish) if piece.text or piece.finish is not None else None
+        for piece in pieces:
+            self._routing.push(piece)
+            if piece.token is not None and self._ids is not UNSET:
+                self._ids.append(piece.token)
+            if piece.token is not None and self._wants_logprobs:
+                stops = piece.token in self._tokenizer.stop_ids
+                self._enter(piece.token, piece.logprobs, "" if stops else show(self._tokenizer, piece.token).token)
+        text, finish = "".join([piece.text for piece in pieces]), pieces[-1].finish
+        return self._chunk(text, finish) if text or finish is not None else None
 
     def _enter(self, token_id: int, logprobs: TokenLogprobs | None, special_text: str) -> None:
         """Notes a token and where its text begins: behind every character that was complete before it."""

@@ -26,6 +26,10 @@ from puna.serve.energy import meters
 from puna.serve.load import Held, Load
 from puna.serve.metrics import Metrics
 
+PAUSE_SECONDS = 0.001
+"""Between two deliveries to one request, for each answer that is being made: with many clients each gets several tokens
+at once, since waking and writing cost far more than what is written. A lone client gets every token by itself."""
+
 _log = logging.getLogger("puna.serve")
 
 
@@ -53,7 +57,10 @@ class Answers:
     def __init__(self, drop: Callable[[_Growing, int], None]) -> None:
         self._drop = drop
         self.growing: list[_Growing] = []
-        self.arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+        self._come: list[tuple[int, Piece]] = []
+        self._failure: Exception | None = None
+        self._due_seconds = 0.0  # when what has come is handed on, unless it ends an answer
+        self._is_ready = asyncio.Event()
 
     async def pieces(self) -> AsyncGenerator[list[tuple[int, Piece]]]:
         """Yields what has come, as `next`, until everything is over."""
@@ -63,7 +70,8 @@ class Answers:
     @property
     def is_over(self) -> bool:
         """Says whether everything has come and been taken."""
-        return self.arrived.empty() and not any(growing.unfinished for growing in self.growing)
+        is_taken = not self._come and self._failure is None
+        return is_taken and not any(growing.unfinished for growing in self.growing)
 
     def end(self, index: int, sample: int) -> None:
         """Drops one sample of prompt `index` if it goes on. Pieces of it that have come may still be taken."""
@@ -77,13 +85,33 @@ class Answers:
 
         Raises what the model stumbled over. May be cancelled without loss.
         """
-        come = [await self.arrived.get()]
-        while not self.arrived.empty():
-            come.append(self.arrived.get_nowait())
-        failed = next((item for item in come if isinstance(item, Exception)), None)
-        if failed is not None:
-            raise failed
-        return [item for item in come if not isinstance(item, Exception)]
+        await self._is_ready.wait()
+        self._is_ready.clear()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        come, self._come = self._come, []
+        return come
+
+    def put(self, index: int, piece: Piece) -> None:
+        """Adds a piece, for `hand_on`. At once where it ends an answer."""
+        self._come.append((index, piece))
+        if piece.finish is not None:
+            self._is_ready.set()
+
+    def hand_on(self, now: float, pause_seconds: float) -> bool:
+        """Lets `next` have what has come, unless it had something less than a pause ago. Says whether it may."""
+        if now >= self._due_seconds:
+            self._is_ready.set()
+        if self._is_ready.is_set():
+            self._due_seconds = now + pause_seconds
+            return True
+        return False
+
+    def fail(self, error: Exception) -> None:
+        """Has `next` raise an error."""
+        self._failure = error
+        self._is_ready.set()
 
 
 class _Command(NamedTuple):
@@ -113,6 +141,7 @@ class Worker:
         assistant.engine.counts_routes = True
         self._session = assistant.session()
         self._growing: dict[int, tuple[_Growing, set[int]]] = {}  # the thread's, with the samples that go on
+        self._unheard: dict[Answers, None] = {}  # the event loop's: those with pieces that nobody was woken for
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="puna-model", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -294,6 +323,7 @@ class Worker:
         for growing in begun:
             growing.first_step = now
             self._metrics.queued.observe(now - growing.began)
+        self._metrics.generation_tokens.inc(sum(piece.token is not None for _, piece in pieces))
         for growing, piece in pieces:
             if piece.token is not None:
                 self._count_token(growing, piece.sample, now)
@@ -305,7 +335,11 @@ class Worker:
                     if growing.first_token is not None:
                         self._metrics.decode.observe(now - growing.first_token)
                     self._metrics.answer_lens.observe(growing.n_tokens)
-            growing.answers.arrived.put_nowait((growing.index, piece))
+            growing.answers.put(growing.index, piece)
+            self._unheard[growing.answers] = None
+        pause_seconds = PAUSE_SECONDS * self.n_running
+        for answers in [answers for answers in self._unheard if answers.hand_on(now, pause_seconds)]:
+            del self._unheard[answers]
 
     def _count_token(self, growing: _Growing, sample: int, now: float) -> None:
         if growing.first_token is None:
@@ -317,13 +351,12 @@ class Worker:
             self._metrics.inter_token.observe(now - growing.last_seconds[sample])
         growing.last_seconds[sample] = now
         growing.n_tokens += 1
-        self._metrics.generation_tokens.inc()
 
     def _fail(self, failed: list[_Growing], error: Exception) -> None:
         self._metrics.failures.inc()
         for growing in failed:
             growing.unfinished.clear()
-            growing.answers.arrived.put_nowait(error)
+            growing.answers.fail(error)
 
 
 def _settle(result: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
