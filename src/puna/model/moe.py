@@ -33,7 +33,12 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Router, routed experts and shared expert of one layer."""
+    """Router, routed experts and shared expert of one layer.
+
+    `bias` float32 [E], which only a training has (`train.balance`), counts when experts are chosen, not in their scores.
+    """
+
+    bias: Tensor | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -46,5 +51,8 @@ class MoE(nn.Module):
         """x [T D]. Returns the layer's output [T D] and its route."""
         logits = self.router(x)  # T E
         best, experts = logits.topk(self.n_active, dim=-1)  # T k
+        if self.bias is not None:
+            experts = (logits.detach() + self.bias).topk(self.n_active, dim=-1).indices  # T k
+            best = logits.gather(1, experts)
         scores = best.float().sigmoid().to(x.dtype)  # T k
         return self.shared(x) + self.experts(x, scores, experts), Route(logits, experts)

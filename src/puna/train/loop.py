@@ -33,7 +33,7 @@ from puna.train.next_token import NextToken
 from puna.train.optim import learning_rate
 from puna.train.pack import Batch, DataState, Packer, Prefetch
 from puna.train.recipe import Recipe
-from puna.train.state import Saving, TrainingState, begin, resume, save, start_weights, trained
+from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_weights, trained
 from puna.train.store import Progress, Store, tokenise
 from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join, on_ranks
 from puna.weights.checkpoint import save_hf
@@ -151,8 +151,7 @@ class Team(NamedTuple):
             return state, OneProcess(state.model, state.optimizer, recipe)
         device = torch.device(recipe.compute.device)
         stage, optimizer = on_ranks(start_weights(recipe, config).to(device), self.mesh, recipe)
-        state = TrainingState(step=0, model=stage, optimizer=optimizer, data=DataState(), seconds=0.0, tokens=0)
-        return state, ManyRanks(stage, optimizer, recipe, device)
+        return first_state(recipe, stage, optimizer), ManyRanks(stage, optimizer, recipe, device)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -274,7 +273,9 @@ class _Steps:
     def _step(self, parts: list[tuple[Batch, DataState]]) -> StepReport:
         state, began = self.state, time.monotonic()
         lr_share = learning_rate(self.recipe.schedule, state.step)
+        state.balance.apply(state.step)
         seen = self.update([batch for batch, _ in parts], lr_share, state.step, self.packer.names)
+        state.balance.learn(seen.load)
         seconds = time.monotonic() - began
         state.step += 1
         state.data = parts[-1][1]

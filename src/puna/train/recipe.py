@@ -100,11 +100,16 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossRecipe:
-    """Coefficients of the router's losses, and how many rows of logits exist at a time."""
+    """Coefficients of the router's losses, and how many rows of logits exist at a time. `bias_rate` is by how much a
+    step moves the biases that even loads out without a loss (`train.balance`); 0: there are none."""
 
     balance: float
     z: float = 0.0
     chunk: int = 1024
+    bias_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.bias_rate >= 0, "loss.bias_rate", self.bias_rate, "zero (no biases) or positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

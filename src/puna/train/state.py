@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
 from puna.model.transformer import Llama, initialise, set_parameter
+from puna.train.balance import Balance
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe
@@ -50,6 +51,7 @@ class TrainingState:
     step: int
     model: Llama | Stage
     optimizer: Optimizer
+    balance: Balance
     data: DataState
     seconds: float
     """Time spent in steps so far, over all starts of the run."""
@@ -57,6 +59,10 @@ class TrainingState:
     """Tokens seen so far, without padding."""
     arithmetic: str = ""
     """How the last process added numbers, as `instructions.arithmetic` says it."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all tensors of the state, the live ones, by names that are their own in the whole model."""
+        return self.optimizer.tensors() | self.balance.biases
 
 
 def start_weights(recipe: Recipe, config: LlamaConfig) -> Llama:
@@ -79,14 +85,23 @@ def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
     model = start_weights(recipe, config).to(recipe.compute.device)
     optimizer = Optimizer(model.named_parameters(), recipe.optimizer)
     cast(model, getattr(torch, recipe.compute.dtype))
-    return TrainingState(step=0, model=model, optimizer=optimizer, data=DataState(), seconds=0.0, tokens=0)
+    return first_state(recipe, model, optimizer)
+
+
+def first_state(recipe: Recipe, model: Llama | Stage, optimizer: Optimizer) -> TrainingState:
+    """Returns the state before the first step of a model, or of a rank's part of one."""
+    layers = model if isinstance(model, Llama) else model.model
+    balance = Balance(layers, model.config.text.moe_layers, recipe.schedule, recipe.loss.bias_rate)
+    return TrainingState(
+        step=0, model=model, optimizer=optimizer, balance=balance, data=DataState(), seconds=0.0, tokens=0
+    )
 
 
 class Saving:
     """A checkpoint that is being written. Nothing else may be saved before `wait` has returned."""
 
     def __init__(self, state: TrainingState, recipe: Recipe, data_digest: str, run: Path, group: ProcessGroup | None):
-        self._tensors = {name: tensor.clone() for name, tensor in state.optimizer.tensors().items()}
+        self._tensors = {name: tensor.clone() for name, tensor in state.tensors().items()}
         self._facts = {
             "recipe": recipe.to_dict(),
             "recipe_digest": recipe.digest,
@@ -191,7 +206,7 @@ def resume(
         )
     if facts["data_digest"] != data_digest:
         raise WeightsError(f"checkpoint {home}: made with other documents; restore them or choose another run folder")
-    _read(state.optimizer.tensors(), home, group)
+    _read(state.tensors(), home, group)
     state.optimizer.step_count = facts["updates"]
     state.optimizer.write_parameters()
     state.step = facts["step"]
