@@ -43,10 +43,10 @@ def test_a_router_with_a_favourite_becomes_even() -> None:
     layer, x = moe(), torch.randn(512, 32, generator=torch.Generator().manual_seed(9))
     x[:, 0] = 1
     with torch.no_grad():
-        layer.router.weight[2, 0] += 1.5
+        layer.router.weight[2, 0] += 3
     found = balance(layer, rate=0.02)
     loads = []
-    for _ in range(120):
+    for _ in range(200):
         found.apply(0)
         with torch.no_grad():
             _, route = layer(x)

@@ -35,7 +35,7 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Router, routed experts and shared expert of one layer.
 
-    `bias` float32 [E], which only a training has (`train.balance`), counts when experts are chosen, not in their scores.
+    `bias` float32 [E], which only training has (`train.balance`), counts when experts are chosen, not in their scores.
     """
 
     bias: Tensor | None = None
