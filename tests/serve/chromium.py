@@ -166,13 +166,17 @@ class Page:
         names = ", ".join(values)
         body = script if "return" in script else f"return ({script})"
         call = f"(async ({{{names}}}) => {{{body}}})({json.dumps(values)})"
-        done = self.call("Runtime.evaluate", expression=call, awaitPromise=True, returnByValue=True, userGesture=True)
+        as_the_page = {"userGesture": True, "allowUnsafeEvalBlockedByCSP": False}
+        done = self.call("Runtime.evaluate", expression=call, awaitPromise=True, returnByValue=True, **as_the_page)
         assert "exceptionDetails" not in done, done["exceptionDetails"]["exception"].get("description")
         return done["result"].get("value")
 
     def wait(self, condition: str, **values: Any) -> None:
         """Returns once an expression is true; what does not become so is a fault."""
-        until(lambda: self.run(f"Boolean({condition})", **values), bool, f"{condition}\n{self.errors}")
+        try:
+            until(lambda: self.run(f"Boolean({condition})", **values), bool, condition)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the page said {self.errors}") from error
 
     def type(self, text: str) -> None:
         """Writes where the focus is."""

@@ -274,6 +274,25 @@ def test_markdown_becomes_elements_and_a_stream_ends_as_the_whole(page: chromium
 
 @needs_chromium
 @pytest.mark.slow
+def test_browser_refuses_markup_from_text_and_scripts_from_elsewhere(
+    browser: chromium.Browser, running: Running
+) -> None:
+    opened = opened_page(browser, running)
+    for attempt in (
+        "document.body.innerHTML = '<b>x</b>'",
+        "document.body.insertAdjacentHTML('beforeend', '<b>x</b>')",
+        "eval('1')",
+        "await import('https://elsewhere.example/x.js')",
+        "await fetch('https://elsewhere.example/')",
+    ):
+        with pytest.raises(AssertionError, match=r"TypeError|EvalError|Failed to fetch"):
+            opened.run(f"{attempt}; return null")
+    chromium.until(lambda: str(opened.errors), lambda said: "policy: connect-src refused" in said)
+    opened.close()
+
+
+@needs_chromium
+@pytest.mark.slow
 def test_links_of_a_model_lead_only_where_links_may(page: chromium.Page) -> None:
     links = page.run(
         """

@@ -23,7 +23,9 @@ export function guardNotice(results, hazards) {
     const did = enforced
       ? (ACTIONS[action] ?? "could not be judged in full")
       : "would be noticed, but this policy only watches";
-    const named = codes.map((code) => (hazards[code] ? `${hazards[code]} (${code})` : code)).join(", ");
+    const named = codes
+      .map((code) => (hazards[code] ? `${hazards[code]} (${code})` : code.replaceAll("_", " ")))
+      .join(", ");
     return el("li", {}, `${POINTS[point] ?? point} ${did}${named ? `: ${named}` : ""}.`);
   });
   return el(

@@ -47,15 +47,15 @@ export class HeatMap {
     const [cellWidth, cellHeight] = this.#cell();
     const gap = Math.min(cellWidth, cellHeight) >= 7 ? 1.5 : Math.min(cellWidth, cellHeight) >= 4 ? 0.5 : 0;
     const shares = fairShares(this.#counts);
-    const top = Math.max(2, ...shares.flat());
+    const most = Math.max(2, ...shares.flat());
     const colours = ramp(this.#canvas);
     shares.forEach((row, layer) =>
       row.forEach((share, expert) => {
-        drawing.fillStyle = mix(colours, share / top);
-        const x = AXIS.left + expert * cellWidth;
-        const y = AXIS.top + layer * cellHeight;
+        drawing.fillStyle = mix(colours, share / most);
+        const [left, right] = [expert, expert + 1].map((n) => snapped(AXIS.left + n * cellWidth, ratio));
+        const [top, bottom] = [layer, layer + 1].map((n) => snapped(AXIS.top + n * cellHeight, ratio));
         drawing.beginPath();
-        drawing.roundRect(x, y, cellWidth - gap, cellHeight - gap, gap ? Math.min(3, cellHeight / 5) : 0);
+        drawing.roundRect(left, top, right - left - gap, bottom - top - gap, gap ? Math.min(3, cellHeight / 5) : 0);
         drawing.fill();
       }),
     );
@@ -124,6 +124,11 @@ export class HeatMap {
     const tokens = `${n} ${n === 1 ? "token" : "tokens"}`;
     this.#tell(`Layer ${this.#layers[row]}, expert ${expert}: ${tokens}, ${share.toFixed(1)} × a fair share`);
   }
+}
+
+/** Returns a place on the border of two of the screen's pixels: cells of few pixels would blur otherwise. */
+function snapped(place, ratio) {
+  return Math.round(place * ratio) / ratio;
 }
 
 /** Returns the theme's colours as [red, green, blue], weakest first. */

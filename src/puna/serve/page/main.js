@@ -110,7 +110,7 @@ async function start() {
       isDrawing = true;
       requestAnimationFrame(() => {
         isDrawing = false;
-        keepingEnd(() => messages.update(message, talk.isBusy));
+        keepingEnd(() => messages.update(message, talk.growing === message));
         routing.show();
       });
     });

@@ -8,6 +8,7 @@ export class Talk extends EventTarget {
   #conversation;
   #settings;
   #stopping = null;
+  #growing = null;
   model = "";
 
   constructor(api, conversation, settings) {
@@ -17,8 +18,13 @@ export class Talk extends EventTarget {
     this.#settings = settings;
   }
 
+  /** The message whose answer grows, if any does. */
+  get growing() {
+    return this.#growing;
+  }
+
   get isBusy() {
-    return this.#stopping !== null;
+    return this.#growing !== null;
   }
 
   /** Asks for an answer to all that was said, or for one more version of `message`, forgetting what followed it.
@@ -35,17 +41,19 @@ export class Talk extends EventTarget {
     const answer = newAnswer(performance.now());
     const grown = conversation.addAnswer(answer, message);
     this.#stopping = stopping;
+    this.#growing = grown;
     this.#tell("begin", grown, answer);
     try {
       for await (const chunk of this.#api.stream("v1/chat/completions", { body, signal: stopping.signal })) {
         take(answer, chunk, performance.now());
         this.#tell("progress", grown, answer);
       }
+      if (answer.finish === null) throw new Error("The answer broke off.");
     } catch (error) {
       if (stopping.signal.aborted) answer.finish = "stopped";
       else Object.assign(answer, { error: { message: error.message, status: error.status ?? 0 }, finish: "error" });
     }
-    this.#stopping = null;
+    this.#growing = null;
     this.#tell("end", grown, answer);
   }
 
