@@ -1,6 +1,7 @@
 """Nothing that a guard stops leaves, however the answer comes in; what nobody stops arrives whole and soon."""
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -89,12 +90,9 @@ def test_what_nobody_stops_arrives_whole_and_every_piece_once(strict: Pipeline) 
 
 def test_ordinary_words_leave_as_they_come() -> None:
     gate = Gate(Pipeline(policy.load("chatbot"), [LexiconGuard(), hidden_guard(), code_guard(), injection_guard()]))
-    words = "Hello! The museum opens at nine and closes at five. Tickets cost ten euros ☀️ , for all of you .".split()
-    released: list[Piece] = []
-    for i, word in enumerate(words):
-        released += gate.push(Piece(0, f"{word} ", 7, None, None))
-        assert len(released) >= i, f"{word!r} waits"
-    assert len(released) == len(words)
+    text = "Hello! The museum opens at nine and closes at five. Tickets cost ten euros ☀️, for all of you."
+    for word in re.findall(r" ?\S+", text):
+        assert len(gate.push(Piece(0, word, 7, None, None))) == 1, f"{word!r} waits"
 
 
 def marker_guard(length: int) -> TextGuard:

@@ -86,6 +86,16 @@ def test_what_an_assistant_said_before_is_not_an_attack_of_the_user(strict: Pipe
     )
 
 
+def test_an_attack_at_token_4000_of_5000_is_found_and_cut_out() -> None:
+    sentence = "The museum opens at nine and closes at five. "
+    before, after = sentence * 360, sentence * 90  # about 4,000 and 1,000 tokens of Llama 4's vocabulary
+    text = f"{before}\n{ATTACK}\n{after}"
+    assert made().check_input(said(text)).stops
+    cleaned, ruling = made(OUTSIDE).clean_text(text, "tool_result")
+    assert ruling.action == "rewrite" and "previous instructions" not in cleaned
+    assert sentence * 300 in cleaned and sentence * 80 in cleaned, "only the passage is missing"
+
+
 def test_codes_that_nobody_sees_are_unknown(strict: Pipeline) -> None:
     ruling = strict.check_input(said("Hello!"))
     assert "S5" in ruling.unknown and "S9" not in ruling.unknown

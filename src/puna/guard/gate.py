@@ -101,7 +101,7 @@ class Gate:
         start = len(self._text)
         self._text += piece.text
         due = len(self._text) if piece.text or piece.finish is not None else None
-        if due is not None:
+        if due is not None and self._held and self._held[-1].due is None:
             self._held = deque(each if each.due is not None else each._replace(due=due) for each in self._held)
         self._held.append(Held(start, len(self._text), due, piece))
 

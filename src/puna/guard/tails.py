@@ -61,8 +61,10 @@ def hidden_tail(codes: list[str]) -> TailOf:
 
     def tail(text: str) -> Tail:
         first = may_hide.search(text)
-        n = 0 if first is None else min(len(text) - first.start() + 1, len(text))  # and the letter before it
-        return Tail(n, n > 1)
+        if first is None:
+            return Tail(0, False)
+        n = len(text) - first.start()
+        return Tail(min(n + 1, len(text)), n > 1 or not first[0].isprintable())  # and the letter before it
 
     return tail
 
