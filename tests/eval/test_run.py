@@ -18,6 +18,7 @@ from puna.eval.ask import Reply
 from puna.eval.local import LocalModel
 from puna.eval.record import Lines, read_records
 from puna.eval.run import Settings, items_of, run_items, run_task, shuffled, spread
+from puna.eval.suite import SUITES
 from puna.eval.task import Choice, Completion, Item, NoDataError, Score, Task, matched, user
 from puna.eval.tasks import TASKS
 from tests.eval.parrot import Parrot
@@ -128,13 +129,11 @@ def test_task_is_fitted_to_the_model_before_its_items_are_made() -> None:
     assert run_task(fit, Parrot(EVEN_GOLD), None).n == 2
 
 
-def test_first_folder_that_has_the_files_is_taken(tmp_path: Path) -> None:
-    mbpp = TASKS["docvqa"]
-    own.write(tmp_path / "own")
-    (tmp_path / "empty").mkdir()
-    assert len(items_of(mbpp, [tmp_path / "empty", tmp_path / "own"])) == own.N
-    with pytest.raises(NoDataError, match="empty has no docvqa"):
-        items_of(mbpp, [tmp_path / "empty"])
+def test_first_folder_that_has_the_files_is_taken(stand_ins: dict[str, Path], tmp_path: Path) -> None:
+    task, folder = TASKS["docvqa"], stand_ins["docvqa"]
+    assert len(items_of(task, [tmp_path, folder])) == own.N
+    with pytest.raises(NoDataError, match="has no docvqa"):
+        items_of(task, [tmp_path])
 
 
 def test_two_runs_and_two_batches_give_the_same_report(assistant: Assistant, tmp_path: Path) -> None:
@@ -161,41 +160,35 @@ EXTRAS = {"math": "math_verify", "math_chat": "math_verify"} | {name: "sacrebleu
 HIDDEN = "docvqa_test"  # its answers are: nothing of it can be scored
 
 
-def data_of(name: str, folder: Path) -> list[Path]:
+def drive(name: str, data: list[Path], folder: Path, limit: int | None) -> None:
+    """Gold answers are right, empty ones wrong, those of others chance: through runner, records and judge."""
     if name in EXTRAS:
         pytest.importorskip(EXTRAS[name])
-    found = own.write(folder)
-    if name not in found and not SLICES.exists():
-        pytest.skip("needs ../shared/data/eval")
-    return [SLICES, folder]
-
-
-def drive(name: str, folder: Path, limit: int | None) -> None:
-    """Gold answers are right, empty ones wrong, those of others chance: through runner, records and judge."""
-    task, data = TASKS[name], data_of(name, folder)
+    task = TASKS[name]
     items = spread(items_of(task, data), limit)
     gold = {item.id: task.gold(item) for item in items}
     moved = shuffled(task, items)
 
-    def value(texts: dict[str, str]) -> float | None:
-        report = run_items(
-            task, items, Parrot(texts.__getitem__), Settings(), lines=Lines(folder / f"{hash(str(texts))}")
-        )
+    def value(kind: str, texts: dict[str, str]) -> float | None:
+        parrot = Parrot(texts.__getitem__)
+        report = run_items(task, items, parrot, Settings(), lines=Lines(folder / f"{kind}.jsonl"))
         assert report.n + report.unscored == len(items)
         return report.score
 
     if name == HIDDEN:
-        assert value(gold) is None
+        assert value("gold", gold) is None
         return
-    assert value(gold) == 1.0
-    assert value(dict.fromkeys(gold, "")) == 0.0
-    by_luck = value(moved)
+    assert value("gold", gold) == 1.0
+    assert value("empty", dict.fromkeys(gold, "")) == 0.0
+    by_luck = value("shuffled", moved)
     assert by_luck is not None and (limit or by_luck <= CHANCE.get(name, task.chance + 0.12))
 
 
-@pytest.mark.parametrize("name", sorted({"mmlu", "mgsm", "docvqa_base", "docvqa_test", "gpqa_diamond"}))
-def test_gold_is_right_and_empty_is_wrong_through_the_runner(name: str, tmp_path: Path) -> None:
-    drive(name, tmp_path, limit=8)
+@pytest.mark.parametrize("name", SUITES["card"])
+def test_gold_is_right_and_empty_is_wrong_through_the_runner(
+    name: str, stand_ins: dict[str, Path], tmp_path: Path
+) -> None:
+    drive(name, [stand_ins[name]], tmp_path, limit=4)
 
 
 JUDGED_HERE = sorted(name for name, task in TASKS.items() if task.unit == "share" and not name.endswith("_long"))
@@ -204,8 +197,10 @@ JUDGED_HERE = sorted(name for name, task in TASKS.items() if task.unit == "share
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JUDGED_HERE)
-def test_gold_empty_and_shuffled_answers_of_every_task(name: str, tmp_path: Path) -> None:
-    drive(name, tmp_path, limit=None)
+def test_gold_empty_and_shuffled_answers_of_every_task(name: str, stand_ins: dict[str, Path], tmp_path: Path) -> None:
+    if not SLICES.exists():
+        pytest.skip("needs ../shared/data/eval")
+    drive(name, [SLICES, next(iter(stand_ins.values()))], tmp_path, limit=None)
 
 
 # Killed -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from puna.eval import viewer as page
-from puna.eval.own import write
 from puna.eval.run import items_of
 from puna.eval.task import Choice, Judged, Score, judge, summarize, user
 from puna.eval.tasks import TASKS
@@ -20,14 +19,14 @@ def data_of(text: str) -> Any:
     return json.loads(found[1])
 
 
-def judged(name: str, folder: Path, response: str = "x") -> list[Judged]:
-    items = items_of(TASKS[name], write(folder)[name])
+def judged(name: str, stand_ins: dict[str, Path], response: str = "x") -> list[Judged]:
+    items = items_of(TASKS[name], stand_ins[name])
     return [judge(TASKS[name], item, [response]) for item in items]
 
 
-def test_page_has_prompt_picture_response_answer_score_and_reason(tmp_path: Path) -> None:
+def test_page_has_prompt_picture_response_answer_score_and_reason(stand_ins: dict[str, Path]) -> None:
     task = TASKS["docvqa"]
-    found = judged("docvqa", tmp_path)
+    found = judged("docvqa", stand_ins)
     text = viewer(task, summarize(task, [judge(task, found[0].item, [task.gold(found[0].item)]), *found[1:]]))
     document = data_of(text)
     first, second = document["items"][:2]
@@ -38,16 +37,16 @@ def test_page_has_prompt_picture_response_answer_score_and_reason(tmp_path: Path
     assert not re.search(r"(src|href)=", text.partition("<script")[0]) and "http" not in text
 
 
-def test_what_a_model_writes_stays_text(tmp_path: Path) -> None:
+def test_what_a_model_writes_stays_text(stand_ins: dict[str, Path]) -> None:
     task = TASKS["docvqa"]
-    text = viewer(task, summarize(task, judged("docvqa", tmp_path, "</script><script>alert(1)</script>")[:1]))
+    text = viewer(task, summarize(task, judged("docvqa", stand_ins, "</script><script>alert(1)</script>")[:1]))
     assert text.count("<script") == 2 and text.count("</script>") == 2
     assert data_of(text)["items"][0]["responses"] == ["</script><script>alert(1)</script>"]
 
 
-def test_private_items_are_not_shown(tmp_path: Path) -> None:
+def test_private_items_are_not_shown(stand_ins: dict[str, Path]) -> None:
     task = TASKS["gpqa_diamond"]
-    text = viewer(task, summarize(task, judged("gpqa_diamond", tmp_path, "The herds say: the best answer is A.")))
+    text = viewer(task, summarize(task, judged("gpqa_diamond", stand_ins, "The herds say: the best answer is A.")))
     assert "llamas" not in text and "herds" not in text and "ask not to show" in text
     assert data_of(text)["items"][0]["answer"] == "A"
 

@@ -9,17 +9,18 @@ In: tasks by name or a suite, a model, data, a folder for the run. Out: reports 
     TASK.md                  for long contexts, the results by length and depth
     TASK.submission.json     for sets whose answers are hidden
 
-In a suite a row whose data is not at hand does not stop the others: it runs on stand-ins of our own where there are
-some, or says what is missing. A task that was asked for by name must have its data.
+In a suite a row whose data is not at hand does not stop the others: it runs on stand-ins of our own, and says so. A
+task that was asked for by name must have its data.
 """
 
 import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +139,7 @@ def run_suite(
 ) -> list[Outcome]:
     """Returns what came of each task, and writes the run's files. Raises ConfigError when no task has data."""
     outcomes: list[Outcome] = []
-    stand_ins = {} if suite.is_named else own.write(folder.path / "own")
+    stand_ins = cache(lambda: own.write(folder.path / "own"))
     if suite.is_named and data:
         for task in suite.tasks:
             items_of(fitted(task, model), data)  # what has no data is said before anything runs
@@ -173,14 +174,14 @@ class _Found(NamedTuple):
     problem: str = ""
 
 
-def _find(task: Task, data: Sequence[Path], stand_ins: Mapping[str, Path], is_named: bool) -> _Found:
+def _find(task: Task, data: Sequence[Path], stand_ins: Callable[[], Mapping[str, Path]], is_named: bool) -> _Found:
     try:
         return _Found(task, items_of(task, data), f"folder {data[0].resolve().name}" if data else "hub")
     except PunaError as error:
         if is_named:
             raise
-        if task.name in stand_ins:
-            return _Found(task, items_of(task, stand_ins[task.name]), OWN, str(error))
+        if folder := stand_ins().get(task.name):
+            return _Found(task, items_of(task, folder), OWN, str(error))
         return _Found(task, [], "", str(error))
 
 

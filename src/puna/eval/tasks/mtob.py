@@ -112,7 +112,7 @@ def _cut(material: dict[str, str], sentence: str, reader: Reader) -> tuple[dict[
     if whole is None or reader.context_len is None:
         return material, ""
     room = reader.context_len - MARGIN_TOKENS
-    if whole <= room:
+    if whole <= room or not fits(0.0):  # all of it fits, or not even the request itself
         return material, ""
     share = room / whole
     while not fits(share):
