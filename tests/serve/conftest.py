@@ -45,7 +45,7 @@ class Running:
     def __init__(self, assistant: Assistant, **settings: Any) -> None:
         from puna.serve.app import Server, Settings
 
-        listening = socket.create_server(("127.0.0.1", 0))
+        self.listening = listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.server = Server(assistant, Settings(**{"model": MODEL} | settings))
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="critical", access_log=False))

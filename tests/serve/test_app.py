@@ -523,32 +523,24 @@ def test_going_down_refuses_new_work_and_finishes_the_old(assistant: Assistant) 
     server.stop()
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+def test_the_command_serves_until_it_is_told_to_stop_and_finishes_what_runs(tmp_path: Path) -> None:
     folder, keys = write_tiny_checkpoint(tmp_path / "tiny"), tmp_path / "keys"
     keys.write_text("# of the tests\nsesame\n", "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "puna",
-        "serve",
-        str(folder),
-        "--device",
-        "cpu",
-        "--port",
-        "0",
-        "--guard",
-        "off",
-        "--json",
-    ]
-    with subprocess.Popen([*command, "--api-key-file", str(keys)], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "puna", "serve", str(folder), *"--device cpu --port 0 --guard off --json".split()]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--api-key-file", str(keys)], **pipes) as process:
         assert process.stdout is not None
         document = json.loads(process.stdout.readline())
         client = openai.OpenAI(base_url=document["url"], api_key="sesame", max_retries=0)
-        drawn = {"temperature": 2, "top_p": 1, "max_tokens": 300}
-        stream = iter(chat(client, stream=True, **drawn))
-        next(stream)
+        secret: Any = [{"role": "user", "content": "confidential"}]
+        drawn = {"temperature": 2, "top_p": 1, "max_tokens": 200, "messages": secret}
+        streams = [iter(chat(client, stream=True, **drawn)) for _ in range(8)]
+        for stream in streams:
+            next(stream)
         threading.Timer(0.05, process.send_signal, [signal.SIGTERM]).start()
-        reasons = [chunk.choices[0].finish_reason for chunk in stream]
-        assert reasons[-1] in ("stop", "length")
-        assert process.wait(60) == 0
-        assert (document["model"], process.stdout.read()) == ("tiny", "")
+        with ThreadPoolExecutor(8) as pool:
+            reasons = list(pool.map(lambda chunks: [chunk.choices[0].finish_reason for chunk in chunks][-1], streams))
+        assert set(reasons) <= {"stop", "length"}
+        output, log = process.communicate(timeout=60)
+        assert (process.returncode, document["model"], output) == (0, "tiny", "")
+        assert '"status": 200' in log and not any(word in log for word in ("confidential", "sesame", "Traceback"))

@@ -60,8 +60,26 @@ def test_leaving_frees_the_model_at_the_next_step(assistant: Assistant) -> None:
             # What is asked after leaving is taken in later, so its answer says that leaving took effect.
             await worker.prompt_logprobs(assistant.text_prompt("a"), 0)
             assert worker.n_running == 0
+            assert tuple(assistant.engine.load.n_held_blocks) == (0, 0)
 
     asyncio.run(ask())
+
+
+def test_one_of_several_samples_can_be_ended_while_the_others_go_on(assistant: Assistant) -> None:
+    async def ask() -> tuple[dict[tuple[int, int], str], dict[tuple[int, int], str]]:
+        drawn = Options(temperature=2.0, top_p=1.0, seed=1, max_new_tokens=40, n=3, ignore_stop_ids=True)
+        prompts = [(assistant.text_prompt("a"), drawn)]
+        async with working(assistant) as worker:
+            async with worker.answer(prompts) as answers:
+                whole = await texts_of(answers)
+            async with worker.answer(prompts) as answers:
+                await answers.next()
+                answers.end(0, 1)
+                return whole, await texts_of(answers)
+
+    whole, rest = asyncio.run(ask())
+    assert all(whole[key].endswith(rest[key]) and rest[key] for key in ((0, 0), (0, 2)))
+    assert len(rest.get((0, 1), "")) < len(whole[0, 1])
 
 
 def test_a_client_that_leaves_while_it_queues_leaves_nothing_behind(assistant: Assistant) -> None:
