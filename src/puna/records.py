@@ -1,4 +1,4 @@
-"""What runs write for others to read, as values: the results of evaluations.
+"""What runs write for others to read, as values: the results of evaluations, and the energy that work took.
 
 Files are the interface between those who measure and the card, which imports none of them. A record holds all that is
 needed to judge a number: where it comes from, how sure it is, and what it must not be compared with.
@@ -79,3 +79,55 @@ def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
         raise ConfigError(f"{path}: does not exist; name the folder of a run of puna eval") from error
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: is no file of results ({error!r}); run puna eval again") from error
+
+
+ENERGY = "energy.jsonl"
+"""The file of a run that holds what each of its starts took, a line each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """What one start of a run took, discarded work included.
+
+    phase           such as "pretrain"; date (ISO 8601) and seconds: when, and how long
+    joules          of the machines, by method of `meter`; None: no meter and nothing declared
+    processors, tdp_watts, utilisation, pue, location_kg_per_kwh, market_kg_per_kwh, source   as declared (`meter.Site`)
+    kwh, location_kg, market_kg   joules with pue, and that times either factor; None where something is not known
+    first_step, last_step, tokens   what was done
+    """
+
+    phase: str
+    date: str
+    seconds: float
+    joules: Mapping[str, float] | None
+    processors: int
+    tdp_watts: float
+    utilisation: float
+    pue: float
+    location_kg_per_kwh: float
+    market_kg_per_kwh: float
+    source: str
+    kwh: float | None
+    location_kg: float | None
+    market_kg: float | None
+    first_step: int
+    last_step: int
+    tokens: int
+    version: str
+
+
+def read_energy(path: Path) -> tuple[Energy, ...]:
+    """Returns what each start of a run took; nothing where no such file is. Raises ConfigError for another one."""
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(Energy(**json.loads(line)) for line in path.read_text("utf-8").splitlines())
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: is no record of energy ({error!r}); restore it or remove it") from error
+
+
+def write_energy(path: Path, records: Sequence[Energy]) -> None:
+    """Writes the file of a run, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), "utf-8")
+    partial.replace(path)

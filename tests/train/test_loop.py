@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from puna.errors import ConfigError, PunaError
+from puna.records import ENERGY, read_energy
 from puna.train.instructions import arithmetic
 from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
@@ -224,6 +225,29 @@ def busy_processes(n: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def test_each_start_of_a_run_records_what_it_took_and_hand_arithmetic_agrees(
+    tables: dict[str, Any], tmp_path: Path
+) -> None:
+    tables["data"]["held_out"] = ""
+    tables["energy"] = {"tdp_watts": 100, "utilisation": 0.5, "pue": 1.2, "location_kg_per_kwh": 0.4, "source": "here"}
+
+    def ask(line: str) -> None:
+        if line.startswith("step 3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert not train(from_dict(tables), tmp_path / "run", ask).finished
+    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    first, second = read_energy(tmp_path / "run" / ENERGY)
+    assert (first.first_step, first.last_step, second.first_step, second.last_step) == (0, 3, 3, 8)
+    for record in (first, second):
+        assert record.joules is not None and record.kwh is not None and record.seconds > 0
+        assert record.kwh == pytest.approx(sum(record.joules.values()) / 3.6e6 * 1.2)
+        assert record.location_kg == pytest.approx(record.kwh * 0.4) and record.market_kg is None
+        if list(record.joules) == ["declared"]:
+            assert record.joules["declared"] == pytest.approx(record.seconds * 50)
+    assert first.tokens > 0 and second.tokens > 0
 
 
 def test_several_batches_a_step_train_too(tables: dict[str, Any], tmp_path: Path) -> None:

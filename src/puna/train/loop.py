@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -22,11 +23,14 @@ import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
+from puna import __version__
 from puna.config import LlamaConfig
 from puna.errors import ConfigError
+from puna.meter import Emitted, Stopwatch, Used, emitted
 from puna.model.transformer import Llama
 from puna.presets import PRESETS
 from puna.prompt.tokenizer import Tokenizer
+from puna.records import ENERGY, Energy, read_energy, write_energy
 from puna.train.instructions import arithmetic
 from puna.train.mesh import Mesh
 from puna.train.next_token import NextToken
@@ -153,6 +157,22 @@ class Team(NamedTuple):
         stage, optimizer = on_ranks(start_weights(recipe, config).to(device), self.mesh, recipe)
         return first_state(recipe, stage, optimizer), ManyRanks(stage, optimizer, recipe, device)
 
+    @property
+    def is_first_of_host(self) -> bool:
+        return self.mesh is None or distributed.get_node_local_rank(fallback_rank=distributed.get_rank()) == 0
+
+    def together(self, own: Used) -> Used:
+        """Returns what all have used, of which each host's first has read the meters."""
+        if self.group is None:
+            return own
+        found: list[Used | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, own, group=self.group)
+        joules: dict[str, float] = {}
+        for used in found:
+            for method, amount in ((used and used.joules) or {}).items():
+                joules[method] = joules.get(method, 0.0) + amount
+        return Used(joules or None, own.seconds)
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """Lets the first process through, and when it is done the others."""
@@ -245,6 +265,9 @@ class _Steps:
         self.run_folder, self.data_digest, self.team, self.say = run, data_digest, team, say
         self.saving: Saving | None = None
         self.saved_at, self.saved_step = time.monotonic(), state.step
+        self.date = datetime.now(UTC).isoformat(timespec="seconds")
+        self.first_step, self.first_tokens = state.step, state.tokens
+        self.earlier = read_energy(run / ENERGY)
 
     def run(self) -> bool:
         """Returns whether the last step was reached. Leaves a checkpoint either way."""
@@ -252,6 +275,7 @@ class _Steps:
         reader = 0 if self.team.mesh is None else self.team.mesh.reader
         log = self.run_folder / LOG
         with (
+            Stopwatch(self.recipe.energy, None if self.team.is_first_of_host else []) as self.watch,
             _pause_requests() as pause,
             Prefetch(self.packer, self.state.data, reader=reader, readers=readers) as batches,
             _log(log, self.state.step) if self.team.is_first else nullcontext() as file,
@@ -301,10 +325,31 @@ class _Steps:
             self.saving.wait()
 
     def _save(self) -> None:
+        self._note_energy()
         if self.saving is not None:
             self.saving.wait()
         self.saving = save(self.state, self.recipe, self.data_digest, self.run_folder, self.team.group)
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
+
+    def _note_energy(self) -> None:
+        """Writes what this start took so far, as the last line of the run's record."""
+        used, site = self.team.together(self.watch.used()), self.recipe.energy
+        if not self.team.is_first:
+            return
+        known = emitted(used, site)
+        record = Energy(
+            phase="pretrain",
+            date=self.date,
+            seconds=used.seconds,
+            joules=used.joules,
+            **asdict(site),
+            **({name: None for name in Emitted._fields} if known is None else known._asdict()),
+            first_step=self.first_step,
+            last_step=self.state.step,
+            tokens=self.state.tokens - self.first_tokens,
+            version=__version__,
+        )
+        write_energy(self.run_folder / ENERGY, [*self.earlier, record])
 
 
 def _report(recipe: Recipe, state: TrainingState, seen: Seen, lr_share: float, seconds: float) -> StepReport:

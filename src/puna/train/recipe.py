@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from puna.errors import ConfigError
+from puna.meter import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +187,7 @@ class Recipe:
     compute: ComputeRecipe
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
+    energy: Site = field(default_factory=Site)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -194,7 +196,7 @@ class Recipe:
     def digest(self) -> str:
         """64 hexadecimal digits; equal for two recipes that train the same weights from the same files."""
         tables = self.to_dict()
-        del tables["checkpoint"], tables["parallel"]
+        del tables["checkpoint"], tables["parallel"], tables["energy"]
         return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 
