@@ -13,7 +13,7 @@ _DECLINED = r"(?:help|assist|provide|fulfil|do that|answer|create|write|generate
 
 REFUSALS: dict[str, str] = {
     "en": r"\bI(?:'m| am)? (?:sorry|afraid)\b.{0,60}\b(?:can(?:'t|not)|unable|won't|not able)\b|"
-    r"^\s*(?:sorry,? but|no, I)|"
+    r"^\s*sorry,? but\b|"
     r"\bI (?:can(?:'t|not)|won't|will not|must decline|am unable to|'m unable to|am not able to|refuse to)\b.{0,40}\b"
     rf"{_DECLINED}|\bI(?:'m| am) not (?:able|comfortable|going) to\b",
     "fr": r"\bje (?:ne peux|ne suis pas en mesure|ne vais|refuse|suis désolée?)\b",
