@@ -473,7 +473,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     )
 
     def say(url: str) -> None:
-        _print({"model": model, "url": url}, arguments, f"{model} answers at {url}")
+        page = "" if arguments.no_page else f", and shows a page at {url.removesuffix('v1')}"
+        _print({"model": model, "url": url}, arguments, f"{model} answers at {url}{page}")
         sys.stdout.flush()
 
     host, port, drain_seconds = arguments.host, arguments.port, arguments.drain_seconds

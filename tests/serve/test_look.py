@@ -274,6 +274,62 @@ def test_markdown_becomes_elements_and_a_stream_ends_as_the_whole(page: chromium
 
 @needs_chromium
 @pytest.mark.slow
+def test_events_are_the_same_wherever_the_network_cuts_them(page: chromium.Page) -> None:
+    said = ["{}", "[DONE]", "zwei\nZeilen", "पूना 🌾", ""]
+    for end in ("\n", "\r\n", "\r"):
+        lines = [f": still here{end}{end}"]
+        lines += ["".join(f"data: {line}{end}" for line in each.split("\n")) + f"id: 1{end}{end}" for each in said]
+        stream = list(("".join(lines) + f"data: cut off{end}").encode())
+        heard = page.run(
+            """
+            const { events } = await import("/page/events.js");
+            const hear = async (parts) => {
+              const found = [];
+              const start = (sink) => {
+                parts.forEach((part) => sink.enqueue(new Uint8Array(part)));
+                sink.close();
+              };
+              const body = new ReadableStream({ start });
+              for await (const data of events(body)) found.push(data);
+              return JSON.stringify(found);
+            };
+            const cut = (n) => stream.flatMap((_, i) => (i % n ? [] : [stream.slice(i, i + n)]));
+            const all = await Promise.all([1, 2, 3, 5, 7, 1000].map((n) => hear(cut(n))));
+            return [...new Set(all)].map((each) => JSON.parse(each));
+            """,
+            stream=stream,
+        )
+        assert heard == [said], end
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_calls_of_tools_grow_from_their_parts(page: chromium.Page) -> None:
+    parts = [
+        {"index": 0, "id": "a", "function": {"name": "sky", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"x"'}},
+        {"index": 1, "id": "b", "function": {"name": "sea", "arguments": "{}"}},
+        {"index": 0, "function": {"arguments": ": 1}"}},
+    ]
+    grown = page.run(
+        """
+        const { newAnswer, take, timings } = await import("/page/answer.js");
+        const answer = newAnswer(1000);
+        parts.forEach((part, i) => take(answer, { choices: [{ delta: { tool_calls: [part] } }] }, 1100 + 50 * i));
+        take(answer, { choices: [], usage: { prompt_tokens: 7, completion_tokens: 4 } }, 9999);
+        return { calls: answer.calls, ...timings(answer) };
+        """,
+        parts=parts,
+    )
+    assert grown["calls"] == [
+        {"id": "a", "name": "sky", "arguments": '{"x": 1}'},
+        {"id": "b", "name": "sea", "arguments": "{}"},
+    ]
+    assert (grown["made"], grown["read"], grown["firstSeconds"], grown["perSecond"]) == (4, 7, 0.1, 20)
+
+
+@needs_chromium
+@pytest.mark.slow
 def test_browser_refuses_markup_from_text_and_scripts_from_elsewhere(
     browser: chromium.Browser, running: Running
 ) -> None:
