@@ -85,6 +85,7 @@ def serve_and_measure(chosen: argparse.Namespace) -> None:
     load = ask_clients(address, chosen.clients, chosen.seconds, mixed=True)
     engine, streamed = [], []
     for number in range(chosen.rounds):
+        wait_until_idle(server)
         engine.append(engine_alone(assistant, chosen.clients, chosen.engine_seconds))
         made = Made(server)
         told = ask_clients(address, chosen.clients, chosen.engine_seconds, mixed=False, during=made)
@@ -132,6 +133,12 @@ def listen(app: Any) -> tuple[str, Any]:
         thread.join()
 
     return f"127.0.0.1:{listening.getsockname()[1]}", stop
+
+
+def wait_until_idle(server: Any) -> None:
+    """Returns once the server works for nobody, so that somebody else may step the engine."""
+    while server.worker.n_open or server.worker.n_running or server.worker.n_waiting:
+        time.sleep(0.01)
 
 
 class Made:
