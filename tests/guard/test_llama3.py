@@ -50,7 +50,7 @@ def write_llama3(folder: Path, *, is_tied: bool) -> Any:
     return model
 
 
-@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("is_tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_converted_guard_has_the_logits_of_transformers_and_its_own_prompt(tmp_path: Path, is_tied: bool) -> None:
     model = write_llama3(tmp_path / "published", is_tied=is_tied)
     assert main([str(tmp_path / "published"), str(tmp_path / "guard")]) == 0
