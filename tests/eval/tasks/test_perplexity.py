@@ -22,9 +22,13 @@ def data(tmp_path: Path) -> Path:
 
 def test_values_are_those_of_all_texts_together(data: Path) -> None:
     items = list(BITS_PER_BYTE.items(data))
-    assert [(item.id, item.row["text"]) for item in items] == [("puna", "Vicuñas"), ("0", "wool"), ("2", "salt flats")]
+    assert [(item.id, item.row["text"]) for item in items] == [
+        ("puna.txt", "Vicuñas"),
+        ("0", "wool"),
+        ("2", "salt flats"),
+    ]
     assert BITS_PER_BYTE.prompt(items[0]) == Passage(text="Vicuñas")
-    nats = {"puna": (-8.0, 4), "0": (-2.0, 2), "2": (-6.0, 4)}
+    nats = {"puna.txt": (-8.0, 4), "0": (-2.0, 2), "2": (-6.0, 4)}
     responses = {id: [Likelihood(logprob, n).write()] for id, (logprob, n) in nats.items()}
     bits, perplexity = (score_responses(task, responses, data) for task in (BITS_PER_BYTE, PERPLEXITY))
     assert bits.score == pytest.approx(16 / math.log(2) / (8 + 4 + 10)) and bits.unit == "bits per byte"

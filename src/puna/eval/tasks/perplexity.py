@@ -1,7 +1,7 @@
 """How probable real texts are: bits per byte, which any two models can be compared by, and perplexity per token.
 
-Each text is read from its beginning; one longer than the model's context in windows that do not overlap but for their
-first token, as lm-evaluation-harness does. Values are of all texts together, not means over texts. Texts come from the
+Each text is read from its beginning; one longer than the model's context window by window, of which only the last
+reaches back, as in lm-evaluation-harness. Values are of all texts together, not means over texts. Texts come from the
 folder `texts`, plain files or JSON lines with a field "text", or else from WikiText-2, by article.
 
 Perplexity depends on the vocabulary: compare models of one tokenizer only. lm-eval's `wikitext` mends the spaces that
@@ -28,7 +28,7 @@ def items(data: Path | None) -> Iterator[Item]:
     """Yields the texts that are not empty; the id is the file's name, or the place among all lines."""
     plain = [] if data is None else [*(data / FOLDER).glob("*.txt"), *data.glob("*.txt")]
     for path in sorted(plain):
-        yield Item(id=path.stem, row={"text": path.read_text("utf-8")})
+        yield Item(id=path.name, row={"text": path.read_text("utf-8")})
     try:
         rows = read(WIKITEXT, data)
     except NoDataError:
