@@ -110,6 +110,18 @@ def test_command_runs_goes_on_and_writes_what_others_read(
     assert {"report.md", "report.html", "mmlu.html", "mmlu.jsonl", "run.json"} <= {path.name for path in out.iterdir()}
 
 
+def test_folder_keeps_what_earlier_commands_found(
+    model: str, data: str, stand_ins: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--data", data, "--data", str(stand_ins["mgsm"])]
+    command = ["eval", model, *folders, "--out", str(tmp_path), "--limit", "1", "--device", "cpu"]
+    assert main([*command, "--task", "mmlu"]) == 0
+    assert main([*command, "--task", "mgsm", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out.splitlines()[-1])) == ["mgsm"]
+    assert [each.task for each in read_evaluations(tmp_path / RESULTS)] == ["mmlu", "mgsm"]
+    assert "| MMLU |" in (tmp_path / "report.md").read_text() and "mgsm.html" in (tmp_path / "report.html").read_text()
+
+
 def test_recorded_answers_are_scored_without_a_model(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ from puna.eval.tasks.docvqa import submission
 from puna.eval.tasks.haystack import by_length_and_depth
 from puna.eval.tasks.math import maj_at
 from puna.eval.viewer import viewer
-from puna.records import RESULTS, Evaluation, write_evaluations
+from puna.records import RESULTS, Evaluation, read_evaluations, write_evaluations
 
 SUITES: Mapping[str, tuple[str, ...]] = {
     "card": tuple(task.name for task in (*BASE, *CHAT)),
@@ -176,13 +176,18 @@ class _Found(NamedTuple):
 
 def _find(task: Task, data: Sequence[Path], stand_ins: Callable[[], Mapping[str, Path]], is_named: bool) -> _Found:
     try:
-        return _Found(task, items_of(task, data), f"folder {data[0].resolve().name}" if data else "hub")
+        return _Found(task, items_of(task, data), _where(data))
     except PunaError as error:
         if is_named:
             raise
         if folder := stand_ins().get(task.name):
             return _Found(task, items_of(task, folder), OWN, str(error))
         return _Found(task, [], "", str(error))
+
+
+def _where(data: Sequence[Path]) -> str:
+    """Returns what a report says of the data: the folders by their last names, which is all that others can know."""
+    return f"folder {', '.join(folder.resolve().name for folder in data)}" if data else "hub"
 
 
 def _run(found: _Found, model: Model, settings: Settings, folder: Folder, progress: Progress) -> Report | None:
@@ -217,19 +222,13 @@ def score_file(
             items = spread(answered, settings.limit)
             responses = {item.id: responses[item.id] for item in items}
         report = score_items(task, items, responses)
-        where = f"folder {data[0].resolve().name}" if data else "hub"
-        record = evaluation(task, report, settings=settings, circumstances=circumstances, data=where)
+        record = evaluation(task, report, settings=settings, circumstances=circumstances, data=_where(data))
         outcomes.append(Outcome(record, report))
     return outcomes
 
 
 def _write(outcomes: Sequence[Outcome], task: Task, folder: Folder) -> None:
-    """Writes records, tables and viewers of what has run so far; only the newest task's items are new."""
-    evaluations = [each.evaluation for each in outcomes]
-    ran = [each.report.task for each in outcomes if each.report]
-    folder.write(RESULTS, write_evaluations(evaluations))
-    folder.write("report.md", markdown(evaluations))
-    folder.write("report.html", page(evaluations, ran))
+    """Writes records and tables of all that has run in this folder, and a page of the newest task's items."""
     if (report := outcomes[-1].report) is not None:
         folder.write(f"{report.task}.html", viewer(task, report))
         if report.task in {each.name for each in LONG_CONTEXT}:
@@ -237,3 +236,18 @@ def _write(outcomes: Sequence[Outcome], task: Task, folder: Folder) -> None:
         answered = {each.item.id: each.responses for each in report.judged if each.responses}
         if report.task == "docvqa_test" and answered:
             folder.write("docvqa_test.submission.json", json.dumps(submission(answered), ensure_ascii=False) + "\n")
+    evaluations = _all_of(folder, [each.evaluation for each in outcomes])
+    folder.write(RESULTS, write_evaluations(evaluations))
+    folder.write("report.md", markdown(evaluations))
+    pages = [each.task for each in evaluations if (folder.path / f"{each.task}.html").exists()]
+    folder.write("report.html", page(evaluations, pages))
+
+
+def _all_of(folder: Folder, new: Sequence[Evaluation]) -> list[Evaluation]:
+    """Returns the evaluations of earlier commands in this folder with the new ones in their places, or behind them."""
+    path = folder.path / RESULTS
+    try:
+        known = read_evaluations(path) if path.exists() else ()
+    except ConfigError:  # of another version of puna; it holds nothing that the records do not
+        known = ()
+    return list(({each.task: each for each in known} | {each.task: each for each in new}).values())
