@@ -83,6 +83,7 @@ TWINS: tuple[tuple[str, str, str, str], ...] = (
     ("rust", "CWE-295", "Client::builder().danger_accept_invalid_certs(true)", "Client::builder().build()"),
     ("rust", "CWE-89", "let q = format!(\"SELECT * FROM u WHERE n = '{}'\", n);\nconn.execute(&q, []);", "conn.execute(\"SELECT * FROM u WHERE n = ?1\", [n]);"),
     ("rust", "CWE-328", "use sha1::Sha1;\nlet d = Sha1::digest(b);", "use sha2::Sha256;\nlet d = Sha256::digest(b);"),
+    ("javascript", "CWE-1321", "function merge(a, b) { for (const k in b) { a[k] = b[k]; } return a; }", "function merge(a, b) { return { ...a, ...b }; }"),
     ("go", "CWE-295", "&tls.Config{InsecureSkipVerify: true}", "&tls.Config{MinVersion: tls.VersionTLS12}"),
 )  # fmt: skip
 

@@ -369,6 +369,15 @@ C_RULES: tuple[Rule, ...] = (
 
 JAVASCRIPT_RULES: tuple[Rule, ...] = (
     _rule(
+        1321,
+        0.6,
+        r"for\s*\(\s*(?:const|let|var)\s+(\w+)\s+(?:in\s+\w+|of\s+Object\.keys\(\w+\))\s*\)[^}]{0,200}?\b\w+\[\1\]\s*=(?!=)",
+        "keys of another object are copied, __proto__ among them",
+        "skip __proto__, constructor and prototype, or copy with object spread",
+        unless=r"__proto__|hasOwn|Object\.create\(\s*null",
+        needs=r"(?i)\b(?:deep)?_?(?:merge|extend|assign)\w*\s*[=(]",
+    ),
+    _rule(
         95,
         0.9,
         r"(?<![\w$.])(?:window\.|global(?:This)?\.|self\.)?eval\s*\(\s*(?![\"'][^\"']*[\"']\s*\)|\))",
