@@ -79,6 +79,14 @@ def test_what_was_not_scored_differs_or_is_inferred_is_said() -> None:
     assert said[1] == ("2 of 5,077 items", "the passages are cut", inferred)
 
 
+def test_settings_are_those_that_the_task_was_run_with() -> None:
+    task = TASKS["mbpp"]
+    short = Settings(max_new_tokens=9)
+    found = evaluation(task, summarize(task, judged([1.0])), settings=short, circumstances=HERE, data="hub")
+    assert found.settings == {"limit": None, "seed": 0, "max_new_tokens": 9, "temperature": 0.0, "samples": 1}
+    assert "answers of at most 9 tokens instead of 256" in found.differences
+
+
 def test_two_tasks_of_one_row_stand_behind_one_another() -> None:
     (table,) = tables([record("mtob_half_ek", [0.4, 0.6]), record("mtob_half_ke", [0.2, 0.4])])
     assert len(table.rows) == 1 and table.rows[0][4] == "50.0/30.0" and table.rows[0][9] == "42.2/36.6"

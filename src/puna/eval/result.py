@@ -70,8 +70,12 @@ def evaluation(
         published=_published(task, row),
         model=circumstances.model,
         model_hash=circumstances.model_hash,
-        settings=dict(circumstances.settings)
-        | {"max_new_tokens": task.max_new_tokens, "temperature": task.temperature, "samples": task.samples},
+        settings={
+            **circumstances.settings,
+            "max_new_tokens": min(task.max_new_tokens, settings.max_new_tokens or task.max_new_tokens),
+            "temperature": task.temperature,
+            "samples": task.samples,
+        },
         data=data,
         date=circumstances.date,
         version=__version__,
