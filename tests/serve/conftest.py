@@ -77,9 +77,9 @@ class Running:
             time.sleep(0.001)
 
     def wait_until_idle(self) -> None:
-        """Returns once nothing runs and no place is taken; a request that does not end in time is a fault."""
+        """Returns once nothing runs and nothing is held; a request that does not end in time is a fault."""
         deadline = time.monotonic() + 60
-        while self.server.worker.n_running or self.server.worker.n_open:
+        while self.server.worker.n_running or self.server.worker.n_open or self.server.state.n_body_bytes:
             assert time.monotonic() < deadline, "the model still works for somebody"
             time.sleep(0.01)
 

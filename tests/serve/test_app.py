@@ -27,6 +27,18 @@ JSON_STYLE = {"tool_choice": "required", "tool_style": "json", "max_calls": 1}
 GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 8}
 
 
+NUMBERS = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, 2]}, "b": {"enum": ["x", "y"]}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+WORD = {"enum": ["x", "y"]}
+CALLED = {"type": "function", "function": {"name": "add", "parameters": NUMBERS}}
+SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object"}}}
+DRAWN = {"model": MODEL, "messages": HELLO, "temperature": 0.3, "seed": 1, "max_tokens": 60}
+
+
 def chat(client: Any, **fields: Any) -> Any:
     return client.chat.completions.create(**GREEDY | {"messages": HELLO} | fields)
 
@@ -105,12 +117,17 @@ def test_a_seed_gives_the_same_text_whatever_else_runs(assistant: Assistant, cli
     assert texts[0] == texts[2] == texts[4] == expected != texts[1]
 
 
-def test_sixteen_at_a_time_get_what_each_gets_alone(assistant: Assistant, client: Any) -> None:
-    asked = [asking("blue") if i % 4 == 0 else [{"role": "user", "content": "x" * (1 + 7 * i)}] for i in range(16)]
+def test_sixteen_at_a_time_get_what_each_gets_alone(client: Any) -> None:
+    asked: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": "x" * (1 + 7 * i)}]} for i in range(10)]
+    asked += [{"messages": asking("blue")}, {"messages": asking()}, {"messages": asking("green")}]
+    asked += [{"tools": [CALLED], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 40}]
+    asked += [{"extra_body": {"guided_choice": ["yes", "no"]}}, {"logprobs": True}]
+    alone = [chat(client, **fields).choices[0].message for fields in asked]
     with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda messages: chat(client, messages=messages), asked))
-    alone = [assistant.chat(messages, temperature=0.0, max_new_tokens=8) for messages in asked]
-    assert [each.choices[0].message.content for each in together] == [message.text for message in alone]  # type: ignore[union-attr]
+        together = [each.choices[0].message for each in pool.map(lambda fields: chat(client, **fields), asked)]
+    assert [each.content for each in together] == [each.content for each in alone]
+    (one,), (other,) = together[13].tool_calls, alone[13].tool_calls
+    assert one.function == other.function
 
 
 def test_log_probabilities_of_chat_are_the_engines(assistant: Assistant, client: Any) -> None:
@@ -124,18 +141,6 @@ def test_log_probabilities_of_chat_are_the_engines(assistant: Assistant, client:
     chunks = list(chat(client, logprobs=True, top_logprobs=3, stream=True))
     streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
     assert streamed == entries
-
-
-NUMBERS = {
-    "type": "object",
-    "properties": {"a": {"enum": [1, 2]}, "b": {"enum": ["x", "y"]}},
-    "required": ["a", "b"],
-    "additionalProperties": False,
-}
-WORD = {"enum": ["x", "y"]}
-CALLED = {"type": "function", "function": {"name": "add", "parameters": NUMBERS}}
-SUB = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object"}}}
-DRAWN = {"model": MODEL, "messages": HELLO, "temperature": 0.3, "seed": 1, "max_tokens": 60}
 
 
 def streamed(running: Running, asked: dict[str, Any]) -> dict[str, Any]:

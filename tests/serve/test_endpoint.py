@@ -83,6 +83,19 @@ def test_a_body_that_ends_early_harms_nobody(besieged: Running, assistant: Assis
     let_go(besieged, assistant)
 
 
+def test_bodies_of_all_together_are_bounded(besieged: Running) -> None:
+    """Bodies that are not finished hold their bytes; when they have gone, there is room again."""
+    settings = besieged.server.state.settings
+    n = settings.max_bodies_bytes
+    besieged.server.state.n_body_bytes = n - 100
+    try:
+        assert besieged.post("/tokenize", {"prompt": "a" * 200}).status == 503
+        assert besieged.post("/tokenize", {"prompt": "a"}).status == 200
+    finally:
+        besieged.server.state.n_body_bytes -= n - 100
+    assert besieged.server.state.n_body_bytes == 0
+
+
 # The fuzzer -------------------------------------------------------------------------------------------------------
 
 VALID = {

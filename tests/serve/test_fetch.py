@@ -1,5 +1,6 @@
 """Pictures from elsewhere: a server of this machine plays the open internet, since only its address is exchanged."""
 
+import io
 import socket
 import ssl
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from puna.chat import Assistant
 from puna.serve.fetch import Fetcher, is_global
 from puna.serve.refusal import Refusal
+from tests.serve.conftest import MODEL, Running, data_url, picture
 
 PUBLIC = "93.184.216.34"
 
@@ -176,6 +179,32 @@ def test_size_and_time_are_bounded(fetcher: Fetcher, internet: tuple[Internet, s
         with pytest.raises(Refusal) as refused:
             replace(fetcher, seconds=0.3).fetch(f"https://pictures.test{path}", "image")
         assert ("1000 bytes" in str(refused.value)) == (path in ("/long", "/endless"))
+
+
+def test_a_server_that_was_told_a_host_reads_its_pictures(
+    fetcher: Fetcher, internet: tuple[Internet, ssl.SSLContext], assistant: Assistant
+) -> None:
+    server, _ = internet
+    buffer = io.BytesIO()
+    picture().save(buffer, "PNG")
+    server.answers |= {"/a.png": ok(buffer.getvalue()), "/b.png": ok(b"no picture")}
+    running = Running(assistant, image_hosts=("pictures.test",))
+    running.server.state.fetcher = replace(fetcher, max_bytes=100_000)
+    answers = []
+    for url in (
+        data_url(picture()),
+        "https://pictures.test/a.png",
+        "https://pictures.test/b.png",
+        "https://other.test/",
+    ):
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 4}
+        answers.append(running.post("/v1/chat/completions", asked))
+    running.stop()
+    assert [answer.status for answer in answers] == [200, 200, 400, 400]
+    inline, fetched = (answer.document["choices"][0]["message"] for answer in answers[:2])
+    assert inline == fetched
+    assert answers[3].document["error"]["param"] == "messages[0].content[0].image_url"
 
 
 def test_a_certificate_of_somebody_else_is_not_trusted(fetcher: Fetcher, tmp_path: Path) -> None:

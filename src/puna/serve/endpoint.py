@@ -33,6 +33,7 @@ ANTHROPIC_KINDS = {
     429: "rate_limit_error",
     500: "api_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 ANTHROPIC_PATHS = "/v1/messages"
 """Errors below this path have Anthropic's shape, all others OpenAI's."""
@@ -65,9 +66,9 @@ class Endpoint(Generic[_Asked]):
         self._act = act
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
+        request, body = Request(scope, receive, send), _Body(self._state)
         try:
-            asked = await read(self._state, request, self._kind)
+            asked = await _read(self._state, request, self._kind, body)
             await self._unless_gone(receive, self._act(self._state, asked, send))
         except ClientDisconnect:  # while the body was read: nobody waits for an answer
             return
@@ -75,6 +76,8 @@ class Endpoint(Generic[_Asked]):
             self._state.metrics.disconnects.inc()
         except Exception as error:  # told here, since what reaches the HTTP server closes the connection
             await refused(refusal_from(error), scope["path"])(scope, receive, send)
+        finally:
+            body.let_go()
 
     async def _unless_gone(self, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
         """Runs `work` to its end, or drops it as soon as the client has left."""
@@ -92,16 +95,16 @@ class Endpoint(Generic[_Asked]):
         working.result()
 
 
-async def read(state: State, request: Request, kind: type[_Asked]) -> _Asked:
+async def _read(state: State, request: Request, kind: type[_Asked], body: "_Body") -> _Asked:
     """Returns a request's body as `kind`. Raises Refusal when it is too long, too slow or not what it should be.
 
     Refuses also while the server is going down, and where the body's field `model` names another model.
     """
     if state.is_draining:
         raise busy("the server is going down: try another one", 503)
-    body = await _body(state, request)
+    await body.read(request)
     try:
-        asked = msgspec.json.decode(body, type=kind)
+        asked = msgspec.json.decode(body.data, type=kind)
     except msgspec.ValidationError as error:
         place = _PLACE.search(str(error))
         unknown = re.search(r"unknown field `([^`]*)`", str(error))
@@ -194,22 +197,36 @@ def json_response(document: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(document), status, media_type="application/json")
 
 
-async def _body(state: State, request: Request) -> bytes:
-    most = state.settings.max_body_bytes
-    too_long = Refusal(413, f"the body has more than {most} bytes: send less", headers={"Connection": "close"})
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > most:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(state.settings.body_seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > most:
-                    raise too_long
-    except TimeoutError as error:
-        raise Refusal(408, "the body took too long to arrive: try again") from error
-    return bytes(body)
+class _Body:
+    """The body of one request. Its bytes count towards what all bodies together may hold until it is let go."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.data = bytearray()
+
+    async def read(self, request: Request) -> None:
+        """Reads it all. Raises Refusal when it is too long or too slow, or when others hold too much."""
+        settings, most = self._state.settings, self._state.settings.max_body_bytes
+        too_long = Refusal(413, f"the body has more than {most} bytes: send less", headers={"Connection": "close"})
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced[:20]) > most:
+            raise too_long
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                async for part in request.stream():
+                    if self._state.n_body_bytes + len(part) > settings.max_bodies_bytes:
+                        raise busy("others send too much at the same time: try again soon", 503)
+                    self._state.n_body_bytes += len(part)
+                    self.data += part
+                    if len(self.data) > most:
+                        raise too_long
+        except TimeoutError as error:
+            raise Refusal(408, "the body took too long to arrive: try again") from error
+
+    def let_go(self) -> None:
+        """Gives its bytes back."""
+        self._state.n_body_bytes -= len(self.data)
+        self.data = bytearray()
 
 
 class _Silence:

@@ -31,6 +31,7 @@ class Settings:
     keys: tuple[str, ...] = ()
     max_open: int = 256  # answers in progress or waiting; more are told to come back
     max_body_bytes: int = 32 * 2**20
+    max_bodies_bytes: int = 2**30  # of all requests that are not finished
     body_seconds: float = 60.0  # for a whole body to arrive
     ping_seconds: float = 15.0  # of silence in a stream
     stall_seconds: float = 60.0  # that a client may take to read what was sent, before it counts as gone
@@ -53,6 +54,7 @@ class State:
         self.settings = settings
         self.clock = clock
         self.created = int(clock())
+        self.n_body_bytes = 0  # of all requests that are not finished
         self.is_draining = False  # new work is refused, what runs goes on
         self.metrics = Metrics(settings.model, settings.metrics_prefix)
         if settings.screen is not None:
