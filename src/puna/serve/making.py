@@ -7,13 +7,16 @@ Not here: HTTP, what fields mean (`convert`), what a chunk looks like (`stream`)
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from puna.chat import Options, Piece
 from puna.serve import convert, schema, stream
 from puna.serve.convert import Job
+from puna.serve.options import rule_of
 from puna.serve.pictures import Fetch, addresses, refuse_fetching
 from puna.serve.refusal import Refusal
 from puna.serve.screen import Conversations, Open, Pieces, Screen
@@ -22,6 +25,9 @@ from puna.serve.worker import Answers
 
 Chunk = TypeVar("Chunk", bound=schema.ChatChunkChoice | schema.CompletionChoice)
 Choice = TypeVar("Choice", bound=schema.ChatChoice | schema.CompletionChoice)
+
+LIGHT_CHARS = 2000
+"""Text of a chat that is turned into ids at once, between events: that takes a fraction of a millisecond."""
 
 _Push = Callable[..., Chunk | None]  # of one or more pieces of a sample
 
@@ -37,8 +43,10 @@ class Making(Generic[Chunk, Choice]):
         first: Sequence[Chunk],
         push: Sequence[Sequence[_Push[Chunk]]],
         join: Callable[[Sequence[Chunk]], Choice],
+        deadline: float,
     ) -> None:
         self.jobs = jobs
+        self._deadline = deadline
         self._answers = answers
         self._pieces = pieces
         self._first = list(first)
@@ -61,7 +69,7 @@ class Making(Generic[Chunk, Choice]):
                 self._completion_tokens += piece.token is not None
                 self._cached_tokens[index] = max(piece.n_cached, self._cached_tokens.get(index, 0))
                 if piece.finish == "abort":
-                    raise _aborted()
+                    raise _aborted(is_late=time.monotonic() >= self._deadline)
                 come.setdefault(key, []).append(piece)
                 if piece.finish is not None:
                     open_samples.remove(key)
@@ -111,9 +119,10 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
             )
             for sample in range(job.n)
         ]
-        async with _making(state, [job], screen) as (answers, pieces):
+        async with _making(state, [job], screen) as (answers, pieces, deadline):
             first = [each.open() for each in growing]
-            yield Making([job], answers, pieces, first, [[each.push for each in growing]], stream.whole_chat)
+            push = [[each.push for each in growing]]
+            yield Making([job], answers, pieces, first, push, stream.whole_chat, deadline)
         state.metrics.misread_calls.inc(sum(each.n_misread for each in growing))
 
 
@@ -141,9 +150,9 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
             for index, job in enumerate(jobs)
         ]
         first = [each for job, row in zip(jobs, growing, strict=True) for each in await _echoes(state, asked, job, row)]
-        async with _making(state, jobs, screen) as (answers, pieces):
+        async with _making(state, jobs, screen) as (answers, pieces, deadline):
             push = [[each.push for each in row] for row in growing]
-            yield Making(jobs, answers, pieces, first, push, stream.whole_completion)
+            yield Making(jobs, answers, pieces, first, push, stream.whole_completion, deadline)
 
 
 async def prompt_len(state: State, asked: schema.ChatRequest) -> int:
@@ -152,10 +161,20 @@ async def prompt_len(state: State, asked: schema.ChatRequest) -> int:
 
 
 async def _chat_job(state: State, asked: schema.ChatRequest, convert_chat: Callable[..., Job]) -> Job:
+    if _is_light(state, asked):
+        return convert_chat(state.assistant, asked, state.settings.limits)
     fetch = await _fetched(state, asked)
     async with state.converting:
         chat_job = partial(convert_chat, prepare=state.prepare, fetch=fetch)
         return await asyncio.to_thread(chat_job, state.assistant, asked, state.settings.limits)
+
+
+def _is_light(state: State, asked: schema.ChatRequest) -> bool:
+    """Says whether a request becomes a prompt sooner than another thread would have begun with it: a short text."""
+    contents: list[Any] = [message.get("content") for message in asked.messages]
+    is_text = all(isinstance(content, str) for content in contents)
+    is_free = not asked.tools and rule_of(asked, state.settings.limits) is None
+    return is_text and is_free and state.settings.screen is None and sum(map(len, contents)) <= LIGHT_CHARS
 
 
 async def _fetched(state: State, asked: schema.ChatRequest) -> Fetch:
@@ -184,13 +203,14 @@ async def _echoes(
 @contextlib.asynccontextmanager
 async def _making(
     state: State, jobs: Sequence[Job], screen: Screen
-) -> AsyncIterator[tuple[Answers, AsyncIterator[Pieces]]]:
-    """Has the model answer all jobs that want an answer, and gives the pieces that a client may see."""
-    limit = Options(deadline_seconds=state.settings.request_seconds)
+) -> AsyncIterator[tuple[Answers, AsyncIterator[Pieces], float]]:
+    """Has the model answer all jobs that want an answer. Gives the pieces that a client may see, and until when."""
+    seconds = state.settings.request_seconds
+    limit, deadline = Options(deadline_seconds=seconds), math.inf if seconds is None else time.monotonic() + seconds
     async with state.worker.answer([(job.prompt, Options(**job.options, **limit)) for job in jobs if job.n]) as answers:
         made = answers.pieces()
         async with contextlib.aclosing(made), _closing(screen.watch(made)) as shown:
-            yield answers, shown
+            yield answers, shown, deadline
 
 
 @contextlib.asynccontextmanager
@@ -202,9 +222,12 @@ async def _closing(pieces: AsyncIterator[Pieces]) -> AsyncIterator[AsyncIterator
             await pieces.aclose()
 
 
-def _aborted() -> Refusal:
-    """Returns what is said of an answer that the engine ended: its time was up, or its grammar led nowhere."""
-    problem = "the answer was ended: it took longer than this server allows, or its grammar led nowhere"
+def _aborted(*, is_late: bool) -> Refusal:
+    """Returns what is said of an answer that the engine ended: its time was up, or nothing could come next."""
+    if not is_late:
+        problem = "what the answer must look like leads nowhere: there is no token that may come next; allow more"
+        return Refusal(400, problem, code="no_token_fits")
+    problem = "the answer was ended: it took longer than this server allows"
     return Refusal(504, problem, code="aborted", kind="server_error", headers={"X-Should-Retry": "false"})
 
 
