@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_SECONDS = 30  # for anything that must happen; what takes longer is a fault
+PATIENCE_SECONDS = 120  # for anything that must happen; what takes longer is a fault
 
 _T = TypeVar("_T")
 _OPTIONS = (

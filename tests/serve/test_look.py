@@ -349,6 +349,22 @@ def test_browser_refuses_markup_from_text_and_scripts_from_elsewhere(
 
 @needs_chromium
 @pytest.mark.slow
+def test_arabic_begins_at_the_right_wherever_it_stands(page: chromium.Page) -> None:
+    sides = page.run(
+        """
+        const { Prose } = await import("/page/prose.js");
+        const box = document.createElement("div");
+        document.body.append(box);
+        new Prose(box).update(text);
+        return [...box.children].map((e) => getComputedStyle(e.querySelector("p, td") ?? e).direction);
+        """,
+        text="# قمر\n\nقمر\n\n- قمر\n\n> قمر\n\n| أ |\n|---|\n| ب |\n\n```\nx\n```\n\nmoon",
+    )
+    assert sides == ["rtl"] * 5 + ["ltr"] * 2
+
+
+@needs_chromium
+@pytest.mark.slow
 def test_links_of_a_model_lead_only_where_links_may(page: chromium.Page) -> None:
     links = page.run(
         """

@@ -19,31 +19,37 @@ export class Prose {
     let same = 0;
     while (same < blocks.length && blocks[same].source === this.#sources[same]) same += 1;
     while (this.#container.children.length > same) this.#container.lastElementChild.remove();
-    this.#container.append(...blocks.slice(same).map(block));
+    this.#container.append(...blocks.slice(same).map((each) => block(each, AUTO)));
     this.#sources = blocks.map(({ source }) => source);
   }
 }
 
-function block(node) {
+const AUTO = { dir: "auto" }; // a text in Arabic begins at the right; what is inside a block follows it
+
+function block(node, direction = {}) {
   switch (node.type) {
     case "heading": // h1 is the page's, h2 the messages'
-      return el(`h${Math.min(node.level + 2, 6)}`, { dir: "auto" }, inlines(node.children));
+      return el(`h${Math.min(node.level + 2, 6)}`, direction, inlines(node.children));
     case "code":
       return codeBlock(node);
     case "quote":
-      return el("blockquote", { dir: "auto" }, node.children.map(block));
+      return el(
+        "blockquote",
+        direction,
+        node.children.map((each) => block(each)),
+      );
     case "list":
-      return list(node);
+      return list(node, direction);
     case "table":
-      return table(node);
+      return table(node, direction);
     case "rule":
       return el("hr");
     default:
-      return el("p", { dir: "auto" }, inlines(node.children)); // Arabic from the right, line by line
+      return el("p", direction, inlines(node.children));
   }
 }
 
-function list({ ordered, start, items }) {
+function list({ ordered, start, items }, direction) {
   const isLoose = items.some((item) => item.filter(({ type }) => type === "paragraph").length > 1);
   const children = items.map((item) =>
     el(
@@ -52,18 +58,18 @@ function list({ ordered, start, items }) {
       item.map((each) => (each.type === "paragraph" && !isLoose ? inlines(each.children) : block(each))),
     ),
   );
-  return el(ordered ? "ol" : "ul", { dir: "auto", start: start === 1 ? null : start }, children);
+  return el(ordered ? "ol" : "ul", { ...direction, start: start === 1 ? null : start }, children);
 }
 
-function table({ head, aligns, rows }) {
+function table({ head, aligns, rows }, direction) {
   const cell = (tag) => (children, column) =>
     el(tag, { class: aligns[column] && `to-${aligns[column]}`, scope: tag === "th" && "col" }, inlines(children));
   return el(
     "div",
-    { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, // scrolls sideways, also by keyboard
+    { class: "table", tabindex: "0", role: "region", "aria-label": "Table", ...direction }, // scrolls, also by keyboard
     el(
       "table",
-      { dir: "auto" },
+      {},
       el("thead", {}, el("tr", {}, head.map(cell("th")))),
       el(
         "tbody",
@@ -82,7 +88,7 @@ function codeBlock({ language, text }) {
   const code = el("pre", { tabindex: "0" }, el("code", {}, pieces));
   return el(
     "div",
-    { class: "code" },
+    { class: "code", dir: "ltr" },
     el("div", { class: "code-head" }, el("span", {}, language || "text"), copy),
     code,
   );
