@@ -12,9 +12,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 PATTERNS = "assets/guard/phrases.toml"
+PARTS = ("first", "second")
+MIN_HINT = 3
 GAP = r"[^.!?。！？।\n]{0,48}?"
 
 FACTS: tuple[str, ...] = (
@@ -46,40 +48,68 @@ PAIRS: tuple[tuple[str, str], ...] = (
 N_FACTS = len(FACTS) + len(PAIRS)
 
 
+class Phrase(NamedTuple):
+    """An expression, and texts one of which is in whatever it matches; none where that is not known."""
+
+    hints: tuple[str, ...]
+    expression: re.Pattern[str]
+
+    def is_in(self, plain: str) -> bool:
+        """Says whether it matches somewhere. The hints only save time: looking for a text is far faster."""
+        return not (self.hints and not any(hint in plain for hint in self.hints)) and (
+            self.expression.search(plain) is not None
+        )
+
+
 def facts(plain: str) -> list[bool]:
     """Returns for each of FACTS, then of PAIRS, whether it holds of a normalised text."""
     usable = compiled()["ascii" if plain.isascii() else "any"]
-    holds = {name: any(pattern.search(plain) for pattern in patterns) for name, patterns in usable.items()}
+    holds = {name: any(phrase.is_in(plain) for phrase in phrases) for name, phrases in usable.items()}
     return [*holds.values(), *(holds[a] and holds[b] for a, b in PAIRS)]
 
 
 @cache
-def compiled() -> Mapping[str, Mapping[str, Sequence[re.Pattern[str]]]]:
-    """Returns the patterns of each fact: for "any" text, and for "ascii" those that such a text can match."""
-    text = files("puna").joinpath(*PATTERNS.split("/")).read_text("utf-8")
-    found: dict[str, dict[str, list[re.Pattern[str]]]] = {
-        kind: {name: [] for name in FACTS} for kind in ("any", "ascii")
-    }
+def compiled() -> Mapping[str, Mapping[str, Sequence[Phrase]]]:
+    """Returns the phrases of each fact: for "any" text, and for "ascii" those that such a text can match."""
+    text = unicodedata.normalize("NFKC", files("puna").joinpath(*PATTERNS.split("/")).read_text("utf-8"))
+    found: dict[str, dict[str, list[Phrase]]] = {kind: {name: [] for name in FACTS} for kind in ("any", "ascii")}
     for entry in tomllib.loads(text)["pattern"]:
-        pattern = re.compile(unicodedata.normalize("NFKC", _expression(entry)))
-        found["any"][entry["fact"]].append(pattern)
-        if all(any(word.isascii() for word in entry.get(part, "-")) for part in ("first", "second")):
-            found["ascii"][entry["fact"]].append(re.compile(_expression(_ascii(entry))))
+        found["any"][entry["fact"]].append(_phrase(entry))
+        latin = _latin(entry)
+        if all(latin[part] for part in PARTS if part in latin):
+            found["ascii"][entry["fact"]].append(_phrase(latin))
     return found
 
 
-def _ascii(entry: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {part: [word for word in entry[part] if word.isascii()] for part in ("first", "second") if part in entry}
+def _latin(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entry without the words that have no Latin letter, which an ASCII text cannot match."""
+    parts = {
+        part: [word for word in entry[part] if re.search("[a-z]", re.sub(r"\\.", "", word))]
+        for part in PARTS
+        if part in entry
+    }
     return dict(entry) | parts
 
 
-def _expression(entry: Mapping[str, Any]) -> str:
-    first = _any(entry["first"])
-    if "second" not in entry:
-        return first
-    second = _any(entry["second"])
-    there = f"{first}{GAP}{second}"
-    return f"{there}|{second}{GAP}{first}" if entry.get("either_order") else there
+def _phrase(entry: Mapping[str, Any]) -> Phrase:
+    first, second = _any(entry["first"]), _any(entry.get("second", ()))
+    there = f"{first}{GAP}{second}" if "second" in entry else first
+    both = f"{there}|{second}{GAP}{first}" if entry.get("either_order") else there
+    hints = [_hints(entry[part]) for part in PARTS if part in entry]
+    return Phrase(min(filter(None, hints), key=len, default=()), re.compile(both))
+
+
+def _hints(words: Sequence[str]) -> tuple[str, ...]:
+    """Returns the plain beginnings of all words; nothing where one has none of three characters."""
+    found = []
+    for word in words:
+        begins = re.match(r"(?:\\b)?([^\\()\[\]{}?*+|.^$]*)([?*{]?)", word)
+        assert begins is not None, "every part may be empty"
+        plain = begins[1][:-1] if begins[2] else begins[1]  # what may be missing is no hint
+        if len(plain) < MIN_HINT or "|" in re.sub(r"\(.*\)|\[.*\]", "", word):
+            return ()
+        found.append(plain)
+    return tuple(found)
 
 
 def _any(words: Sequence[str]) -> str:
