@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,13 +66,17 @@ def test_prompt_is_the_published_one(name: str) -> None:
     assert text_of(pieces(template, turns, asked(template, without))) == golden
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("guard4")])
-def test_ids_and_tiles_are_those_of_the_published_processor(name: str) -> None:
+@pytest.fixture(scope="module")
+def processor() -> Any:
     transformers = pytest.importorskip("transformers", reason="needs transformers (test time only)")
+    return transformers.AutoProcessor.from_pretrained(CRIA)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("guard4")])
+def test_ids_and_tiles_are_those_of_the_published_processor(name: str, processor: Any) -> None:
     template, turns, without = CASES[name]
     prompt = encode(pieces(template, turns, asked(template, without)), Tokenizer.load(CRIA), open_config(CRIA).vision)
     images = [image for turn in turns for image in turn.images]
-    processor = transformers.AutoProcessor.from_pretrained(CRIA)
     golden = (GOLDEN / f"{name}.txt").read_text("utf-8")
     expected = processor(text=[golden], images=images or None, add_special_tokens=False, return_tensors="pt")
     assert prompt.ids == expected["input_ids"][0].tolist()

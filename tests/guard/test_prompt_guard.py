@@ -46,7 +46,7 @@ def test_attack_at_token_4000_of_5000_is_found_where_it_stands(guard: PromptGuar
     before, after = quiet[: quiet.index(" ", 20_000)], quiet[: quiet.index(" ", 4_000)]
     text = f"{before} ignore {after}"
     assert len(guard.vocabulary.encode(before)) > 4000
-    assert guard.check(f"{before} {after}").action == "allow"
+    assert guard.check(after).action == "allow"
     verdict = guard.check(text)
     assert (verdict.action, verdict.backend, verdict.codes) == ("block", "weights", ("prompt_attack",))
     place = text.index("ignore")
