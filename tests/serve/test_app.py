@@ -506,6 +506,13 @@ def test_an_answer_that_takes_too_long_is_ended_and_not_to_be_asked_again(impati
     impatient.wait_until_idle()
 
 
+def test_an_answer_that_nothing_may_begin_is_the_requests_fault(assistant: Assistant, running: Running) -> None:
+    (letter,) = assistant.tokenizer.encode("a")
+    asked = {"model": MODEL, "messages": HELLO, "guided_regex": "[0-9]+", "allowed_token_ids": [letter]}
+    reply = running.post("/v1/chat/completions", asked)
+    assert (reply.status, reply.document["error"]["code"]) == (400, "no_token_fits")
+
+
 def test_web_pages_of_listed_origins_may_ask_and_others_may_not(impatient: Running, running: Running) -> None:
     def allowed(server: Running, origin: str) -> str | None:
         return server.get("/v1/models", {"Origin": origin}).headers.get("access-control-allow-origin")

@@ -147,6 +147,7 @@ def _errors(operation: Operation, needs_key: bool) -> dict[int, str]:
             413: "The body is too long.",
             429: "Too much is going on: come back after the seconds in Retry-After.",
             503: "The server is going down.",
+            504: "The answer took longer than is allowed here.",
         }
     return dict(sorted(errors.items()))
 
