@@ -20,7 +20,7 @@ from puna.eval.record import Lines, read_records
 from puna.eval.run import Settings, items_of, run_items, run_task, shuffled, spread
 from puna.eval.suite import SUITES
 from puna.eval.task import Choice, Completion, Item, NoDataError, Score, Task, matched, user
-from puna.eval.tasks import TASKS
+from puna.eval.tasks import READING, TASKS
 from tests.eval.parrot import Parrot
 
 SLICES = Path(__file__).parents[2].parent / "shared" / "data" / "eval"
@@ -191,8 +191,8 @@ def test_gold_is_right_and_empty_is_wrong_through_the_runner(
     drive(name, [stand_ins[name]], tmp_path, limit=4)
 
 
-JUDGED_HERE = sorted(name for name, task in TASKS.items() if task.unit == "share" and not name.endswith("_long"))
-"""Tasks whose answers are right or wrong, but for those whose texts have millions of words."""
+JUDGED_HERE = sorted(task.name for task in {*TASKS.values()} - {*READING} if not task.name.endswith("_long"))
+"""Tasks that are answered, but for those whose texts have millions of words."""
 
 
 @pytest.mark.slow
