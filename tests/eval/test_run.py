@@ -216,17 +216,19 @@ def test_killed_command_goes_on_and_ends_as_if_nobody_had_killed_it(tmp_path: Pa
         names = ["eval", "cria", "--task", "mmlu,tydiqa", "--limit", "60", "--json", "--batch", "4"]
         return [sys.executable, "-m", "puna", *names, "--data", str(SLICES), "--out", str(folder)]
 
-    killed = 0
-    for _ in range(20):
-        process = subprocess.Popen(command(tmp_path / "a"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(2, 5))
-        if process.poll() is None:
+    def n_lines() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in (tmp_path / "a").glob("*.jsonl"))
+
+    n_killed = 0
+    for _ in range(3):
+        wanted = n_lines() + moments.randrange(5, 25)
+        with subprocess.Popen(command(tmp_path / "a"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and n_lines() < wanted:
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-            killed += 1
-        text = process.communicate()[0]
-        if process.returncode == 0:
-            break
-    assert killed and process.returncode == 0
+        n_killed += process.returncode == -signal.SIGKILL
+    assert n_killed and 0 < n_lines() < 120, "killed half-way"
+    text = subprocess.run(command(tmp_path / "a"), capture_output=True, check=True).stdout
     whole = subprocess.run(command(tmp_path / "b"), capture_output=True, check=True).stdout
     pieces, at_once = json.loads(text), json.loads(whole)
     for name in ("mmlu", "tydiqa"):
