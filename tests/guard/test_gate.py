@@ -174,6 +174,26 @@ def test_a_fence_that_is_never_closed_is_judged_at_the_end(strict: Pipeline) -> 
     assert released[-1].finish == "content_filter"
 
 
+def test_a_guard_on_a_model_sees_the_whole_answer_ever_less_often() -> None:
+    seen = []
+
+    def check(context: Context) -> Verdict:
+        seen.append(context.text)
+        return LexiconGuard().check(context)
+
+    model = replace(_probed(1), backend="weights", verdict_of=check, probes=LexiconGuard().probes)
+    slow = pipeline("step_chars = 16\nwindow_chars = 64\n[assistant_output]\ncontent = {}\n", model)
+    assert slow.is_slow
+    seen.clear()
+    gate, text = Gate(slow), "One. Two. Three. " * 40
+    shown_text, _ = shown(gate, pieces_of(text, random.Random(9)))
+    assert shown_text == text and seen[-1] == text
+    assert all(text.startswith(each) for each in seen) and len(seen) < len(text) / 40
+    gate = Gate(slow)
+    assert shown(gate, pieces_of(f"{text}{PLANTS[0]}", random.Random(10)))[0] in text
+    assert gate.stop is not None
+
+
 def test_passages_may_be_cut_out_and_the_answer_goes_on() -> None:
     cutting = pipeline("[assistant_output]\nhidden = { hit = 'rewrite' }\n")
     text = f"Before {PLANTS[2]} after, and on it goes."

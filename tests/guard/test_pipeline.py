@@ -79,6 +79,15 @@ def test_a_greeting_passes_the_default_policy(text: str) -> None:
     assert chatbot.clean_text(text, "tool_result")[0] == text
 
 
+def test_an_examination_with_solved_examples_passes_the_default_policy() -> None:
+    question = "Question: Which of these is a metal?\n(A) oxygen\n(B) iron\n(C) neon\n(D) water\nAnswer: "
+    text = "The following are multiple choice questions (with answers) about chemistry.\n\n" + f"{question}(B)\n\n" * 5
+    chatbot = Pipeline(policy.load("chatbot"), [*guards(), code_guard()])
+    assert not chatbot.check_input(said(text + question)).stops
+    reason = "Think step by step and then finish your answer with 'the answer is (X)' where X is the correct letter."
+    assert not chatbot.check_input(said(f"{reason}\n\n{question}")).stops
+
+
 def test_what_an_assistant_said_before_is_not_an_attack_of_the_user(strict: Pipeline) -> None:
     assert (
         strict.check_input(said("How tall is the tower in Paris?", ATTACK, "How tall is the tower in Paris?")).action
