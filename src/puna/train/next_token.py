@@ -171,7 +171,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         R, _ = sizes(states, "R D")
         by_states = torch.empty_like(states)
-        by_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        by_head: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=head.device)
         for start in range(0, R, size):
             rows = slice(start, min(start + size, R))
@@ -184,7 +184,9 @@ class _HeadLoss(torch.autograd.Function):
             )
             total += (part.losses[:n] * weights[rows]).sum()
             by_states[rows] = part.by_states[:n]
-            by_head += part.by_head
+            by_head = part.by_head if by_head is None else by_head.float().add_(part.by_head)
+        if by_head is None:
+            by_head = torch.zeros_like(head)
         ctx.save_for_backward(by_states, by_head)
         ctx.head_dtype = head.dtype
         return total

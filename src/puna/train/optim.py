@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
-from puna.train.shards import has_whole_matrices, local, norm, part_of, spread_like, whole
+from puna.train.shards import PIECE, has_whole_matrices, local, norm, part_of, spread_like, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of one iteration a x + b x^3 + c x^5 on the singular values. Source: K. Jordan et al. 2024."""
@@ -103,7 +104,7 @@ class Optimizer:
         self.stages = stages
         self.parameters = dict(parameters)
         self.step_count = 0
-        matrices = {n: p for n, p in self.parameters.items() if is_matrix(n, p)}
+        matrices = {n: p for n, p in self.parameters.items() if is_matrix(n, p) and recipe.matrices == "muon"}
         self.stacks = _stacks(matrices)
         self.groups = _groups({n: p for n, p in self.parameters.items() if n not in matrices}, recipe)
 
@@ -179,18 +180,24 @@ class Optimizer:
             parameter.copy_(stack.master[part.first : part.first + part.n].reshape(parameter.shape))
 
     def _adamw(self, group: Group, gradients: Mapping[str, Tensor], scale: float, lr: float) -> None:
-        beta1, beta2 = self.recipe.beta1, self.recipe.beta2
-        own = [gradients[n].float() * scale for n in group.names]
-        torch._foreach_lerp_(group.first, own, 1 - beta1)
-        torch._foreach_mul_(group.second, beta2)
-        torch._foreach_addcmul_(group.second, own, own, 1 - beta2)
-        divisors = torch._foreach_sqrt(group.second)
-        torch._foreach_div_(divisors, (1 - beta2**self.step_count) ** 0.5)
-        torch._foreach_add_(divisors, self.recipe.eps)
-        rate = lr * group.lr_scale
-        torch._foreach_mul_(group.master, 1 - rate * group.weight_decay)
-        torch._foreach_addcdiv_(group.master, group.first, divisors, -rate / (1 - beta1**self.step_count))
-        torch._foreach_copy_([local(self.parameters[n]) for n in group.names], group.master)
+        """Piece after piece: a pass over it while its gradient, made float32, is still in the cache."""
+        fixed: Any = {
+            "fused": True,
+            "grad_scale": torch.tensor(1 / scale, device=group.master[0].device),  # by which it divides
+            "amsgrad": False,
+            "maximize": False,
+            "beta1": self.recipe.beta1,
+            "beta2": self.recipe.beta2,
+            "lr": lr * group.lr_scale,
+            "weight_decay": group.weight_decay,
+            "eps": self.recipe.eps,
+        }
+        for name, *state in zip(group.names, group.master, group.first, group.second, strict=True):
+            tensors = (gradients[name].reshape(-1), local(self.parameters[name]).view(-1), *(x.view(-1) for x in state))
+            for gradient, rounded, master, first, second in zip(*(torch.split(x, PIECE) for x in tensors), strict=True):
+                before = torch.tensor(float(self.step_count - 1), device=master.device)
+                adamw([master], [gradient.float()], [first], [second], [], [before], **fixed)
+                rounded.copy_(master)
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -221,10 +228,11 @@ def _stacks(matrices: Mapping[str, Tensor]) -> list[Stack]:
 
 
 def _groups(parameters: Mapping[str, Tensor], recipe: OptimizerRecipe) -> list[Group]:
-    """Tables and patch weights decay; gains, biases and routers do not."""
+    """Matrices, the head and patch weights decay; the embedding, gains, biases and routers do not."""
     by_kind: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
     for name, parameter in parameters.items():
-        decay = recipe.weight_decay if name.endswith(("head.weight", "vision.patch.weight")) else 0.0
+        decays = is_matrix(name, parameter) or name.endswith(("head.weight", "vision.patch.weight"))
+        decay = recipe.weight_decay if decays else 0.0
         by_kind.setdefault((_lr_scale(name, recipe), decay), []).append((name, local(parameter).float().clone()))
     return [
         Group(

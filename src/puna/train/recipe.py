@@ -69,7 +69,8 @@ class BatchRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerRecipe:
-    """Constants of Muon and AdamW. Both share `lr`; embedding, head and router may scale it."""
+    """Constants of Muon and AdamW. Both share `lr`; embedding, head and router may scale it. `matrices` says which of
+    them updates matrices; AdamW has all else."""
 
     lr: float
     embedding_lr_scale: float = 1.0
@@ -81,6 +82,10 @@ class OptimizerRecipe:
     beta2: float
     eps: float
     clip_norm: float
+    matrices: str = "muon"
+
+    def __post_init__(self) -> None:
+        _require(self.matrices in ("muon", "adamw"), "optimizer.matrices", self.matrices, '"muon" or "adamw"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
