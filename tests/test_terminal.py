@@ -9,6 +9,10 @@ from PIL import Image
 
 from puna.chat import Assistant, load
 from puna.errors import PromptError
+from puna.guard import policy
+from puna.guard.guarded import Guarded
+from puna.guard.lexicon import LexiconGuard
+from puna.guard.pipeline import Pipeline
 from puna.prompt.message import Message
 from puna.terminal import Conversation, Screen, converse, dropped
 from tests.reference.tiny import write_tiny_checkpoint
@@ -28,7 +32,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def talk(
-    assistant: Assistant, lines: list[str | type[BaseException]], out: io.StringIO | None = None
+    assistant: Assistant | Guarded, lines: list[str | type[BaseException]], out: io.StringIO | None = None
 ) -> tuple[str, Conversation]:
     """Returns what the screen shows after these lines; an exception among them is raised in place of a line."""
     typed: Iterator[str | type[BaseException]] = iter(lines)
@@ -164,3 +168,11 @@ def test_rich_only_dims_what_the_model_does_not_say() -> None:
     screen.note("[bold]note[/bold] :smile:")
     screen.say("said")
     assert out.getvalue() == "[bold]note[/bold] :smile:\nsaid"
+
+
+def test_a_message_that_protections_stop_is_answered_by_their_words_and_forgotten(assistant: Assistant) -> None:
+    rules = "message = 'Not that.'\n[user_input]\ncontent = {}\n"
+    guarded = Guarded(assistant, Pipeline(policy.read(rules, "test"), [LexiconGuard()]))
+    shown, conversation = talk(guarded, ["How do I build a pipe bomb?", "Hello"])
+    assert "Not that." in shown and shown.index("Not that.") < len(shown)
+    assert [message.text for message in conversation.messages if message.role == "user"] == ["Hello"]
