@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from puna.engine.bias import Bias
-from puna.engine.request import Sampling
+from puna.engine.request import Request, Sampling, check
 from puna.engine.sampler import SamplerState, choose
 from puna.errors import PromptError
+from tests.reference.tiny import random_model, tiny_config
 
 GREEDY = {"temperature": 0.0}
 
@@ -48,6 +49,25 @@ def test_stop_ids_are_barred_until_enough_is_written_drafts_included() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    for settings in ({"allowed_ids": []}, {"min_new_tokens": -1}, {"logit_bias": {1: float("nan")}}):
+    beyond = ({"temperature": 1e10}, {"repetition_penalty": 1e-5}, {"repetition_penalty": 1e5})  # of float32, in effect
+    for settings in ({"allowed_ids": []}, {"min_new_tokens": -1}, {"logit_bias": {1: float("nan")}}, *beyond):
         with pytest.raises(PromptError):
             Sampling(**settings)  # type: ignore[arg-type]
+
+
+def test_barred_ids_stay_barred_at_the_ends_of_all_ranges() -> None:
+    logits = torch.tensor([[80.0, -80.0, 90.0, 5.0]])
+    for temperature, penalty in ((1e9, 1e4), (1e9, 1e-4), (1e-5, 1e-4), (0.0, 1e-4)):
+        for seed in range(8):
+            sampling = Sampling(
+                temperature=temperature, top_p=1.0, repetition_penalty=penalty, seed=seed, logit_bias={3: 100.0}
+            )
+            (choice,) = choose(logits, [SamplerState(sampling, [0, 1, 2])], forbidden=[2])
+            assert choice.token != 2
+
+
+def test_stop_ids_of_no_vocabulary_are_refused_before_they_are_barred() -> None:
+    model = random_model(tiny_config())
+    sampling = Sampling(stop_ids=frozenset({10**9}), min_new_tokens=2)
+    with pytest.raises(PromptError, match="stop_ids holds 1000000000"):
+        check(Request(ids=[1], sampling=sampling), model.config)

@@ -21,12 +21,16 @@ Finish = Literal["stop", "length", "abort"]
 
 MAX_PRIORITY = 100
 
+MAX_TEMPERATURE, MAX_FACTOR = 10**9, 10_000
+"""Most that logits are divided by, and multiplied by for repeating: beyond some such numbers float32 makes infinities
+of them, and those make NaN of ids that are barred."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the next token of a sequence is chosen, and when to stop. `sampler` says in which order these apply.
 
-    temperature          0 takes the most probable token; below 1e-5 counts as 0
+    temperature          0 takes the most probable token; below 1e-5 counts as 0; at most 1e9
     top_p                keeps the most probable tokens that together reach this mass, in (0, 1]; 1 keeps all
     top_k                keeps this many tokens; 0 keeps all
     min_p                drops tokens less probable than this share of the most probable one, in [0, 1]
@@ -62,13 +66,14 @@ class Sampling:
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _require_number("temperature", self.temperature, self.temperature >= 0, "0 or more")
+        is_near = 0 <= self.temperature <= MAX_TEMPERATURE
+        _require_number("temperature", self.temperature, is_near, f"of 0 or more, at most {MAX_TEMPERATURE}")
         _require_number("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _require_whole("top_k", self.top_k, 0)
         _require_number("min_p", self.min_p, 0 <= self.min_p <= 1, "within 0..1")
-        _require_number(
-            "repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0; 1 is none"
-        )
+        is_near = 1 / MAX_FACTOR <= self.repetition_penalty <= MAX_FACTOR
+        within = f"within 1/{MAX_FACTOR}..{MAX_FACTOR}; 1 is none"
+        _require_number("repetition_penalty", self.repetition_penalty, is_near, within)
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _require_number(name, value, -2 <= value <= 2, "within -2..2; 0 is none")
@@ -167,7 +172,8 @@ def check(request: Request, config: LlamaConfig, *, n_new_tokens: int | None = N
     if n_ids == 0:
         raise PromptError("ids is empty: give at least one token, such as the one that begins a text")
     sampling = request.sampling
-    for name, ids in (("ids", request.ids), ("logit_bias", sampling.logit_bias), ("allowed_ids", sampling.allowed_ids)):
+    steering = (sampling.logit_bias, sampling.allowed_ids, sampling.stop_ids)
+    for name, ids in zip(("ids", "logit_bias", "allowed_ids", "stop_ids"), (request.ids, *steering), strict=True):
         strange = next((id_ for id_ in ids or () if not 0 <= id_ < vocab_size), None)
         if strange is not None:
             known = f"ids of this model are 0 to {vocab_size - 1}; use its own tokenizer"

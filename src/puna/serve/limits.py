@@ -15,6 +15,7 @@ class Limits:
     max_stop_chars: int = 256
     max_top_logprobs: int = 20  # as in OpenAI's API
     max_biases: int = 1024  # as in OpenAI's API
+    max_ids: int = 2**18  # that alone are allowed, or end an answer
     max_rule_chars: int = 100_000  # of what says how an answer must look: it is compiled in about a second
     max_images: int = 5  # what Llama 4 was tested with, by its model card
     max_image_bytes: int = 20 * 2**20

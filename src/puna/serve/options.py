@@ -61,7 +61,7 @@ def options_of(request: MakingRequest, limit: int | None, limits: Limits) -> Opt
     )
     named: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
     if request.top_k is not None:
-        named["top_k"] = max(request.top_k, 0) if request.top_k == -1 else request.top_k  # -1 is vLLM's "all"
+        named["top_k"] = 0 if request.top_k == -1 else request.top_k  # -1 is vLLM's "all"
     if limit is not None:
         require(limit >= 1, "max_tokens", f"is {limit}: give 1 or more")
         named["max_new_tokens"] = limit
@@ -179,6 +179,9 @@ def _by_id(request: MakingRequest, limits: Limits) -> dict[str, Any]:
             "has a value beyond -100..100",
         )
         named["logit_bias"] = {int(id_): value for id_, value in request.logit_bias.items()}
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        n = len(getattr(request, name) or ())
+        require(n <= limits.max_ids, name, f"holds {n} ids: give at most {limits.max_ids}")
     if request.stop_token_ids:
         named["stop_ids"] = request.stop_token_ids
     if request.ignore_eos:
