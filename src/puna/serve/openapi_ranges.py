@@ -38,7 +38,7 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         "maxProperties": limits.max_biases,
     }
-    return {
+    known: dict[str, dict[str, Any]] = {
         "model": name,
         "TokenizeRequest.model": name_or_none,
         "DetokenizeRequest.model": name_or_none,
@@ -94,4 +94,5 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
         "AllowedTools.tools": {"minItems": 1},
         "UrlSource.url": {"pattern": "^https?:"},
         **{key: {"pattern": f"^{NAME}$"} for key in _NAMED},
-    } | {f"ResponsesRequest.{field}": {"enum": list(values)} for field, values in HARMLESS.items()}
+    }
+    return known | {f"ResponsesRequest.{field}": {"enum": list(values)} for field, values in HARMLESS.items()}

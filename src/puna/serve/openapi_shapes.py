@@ -168,13 +168,13 @@ class ShieldParams(Received, kw_only=True, frozen=True):
 class ChatChunk(Chunk, kw_only=True, frozen=True):
     """One event of a chat's stream. The last one with usage has no choices."""
 
-    choices: list[ChatChunkChoice]  # type: ignore[assignment]
+    choices: list[ChatChunkChoice]
 
 
 class CompletionChunk(Chunk, kw_only=True, frozen=True):
     """One event of a plain completion's stream. The last one with usage has no choices."""
 
-    choices: list[CompletionChoice]  # type: ignore[assignment]
+    choices: list[CompletionChoice]
 
 
 _FORMAT = FreeText | JsonObject | JsonDocument | None
