@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from puna.errors import WeightsError
+from puna.errors import PunaError
 from puna.guard import pipeline as pipelines
 from puna.guard import policy
 from puna.guard.guard import Context, TextGuard, code_guard, hidden_guard, injection_guard
@@ -204,9 +204,10 @@ def test_presets_are_made_with_guards_that_pass_their_tests() -> None:
 
 
 def test_weights_that_are_not_there_are_an_error_and_no_silent_lexicon() -> None:
-    asked = policy.read("content = 'nowhere/at/all'\n[user_input]\ncontent = {}\n", "test")
-    with pytest.raises((WeightsError, Exception), match="nowhere"):
-        pipelines.make(asked)
+    for guard in ("content", "injection"):
+        asked = policy.read(f"{guard} = 'nowhere/at/all'\n[user_input]\n{guard} = {{}}\n", "test")
+        with pytest.raises((PunaError, OSError), match="nowhere"):
+            pipelines.make(asked)
 
 
 def test_log_lines_say_what_was_found_and_quote_nothing(caplog: pytest.LogCaptureFixture) -> None:

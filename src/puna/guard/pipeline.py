@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from puna.chat import Assistant
@@ -38,6 +39,7 @@ from puna.guard.hazards import NAMES
 from puna.guard.lexicon import LexiconGuard
 from puna.guard.marking import cut, mark
 from puna.guard.policy import Decision, Policy, decide
+from puna.guard.prompt_guard import prompt_guard
 from puna.guard.ruling import Finding, Ruling, Tally
 from puna.guard.verdict import Verdict
 from puna.prompt.message import ImagePart, Message, TextPart
@@ -252,7 +254,7 @@ def make(policy: Policy, assistant: Assistant | None = None) -> Pipeline:
     """
     makers: dict[str, Callable[[], Guard]] = {
         "content": lambda: _content(policy, assistant),
-        "injection": injection_guard,
+        "injection": lambda: injection_guard() if policy.injection == "auto" else prompt_guard(Path(policy.injection)),
         "code": code_guard,
         "hidden": hidden_guard,
     }

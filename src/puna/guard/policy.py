@@ -81,7 +81,7 @@ class Policy:
     withheld, `notice` for a passage cut out of text from outside. Streams are held back until a guard has seen
     `window_chars` more, or with `hold` "answer" until the end; a check is made every `step_chars`, with
     `context_chars` of what was released before. `content` is where the content guard comes from: "auto", "lexicon",
-    or a checkpoint.
+    "judge", or a checkpoint of Llama Guard; `injection` likewise: "auto", or a folder with Prompt Guard 2.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Policy:
     step_chars: int = 64
     context_chars: int = 256
     content: str = "auto"
+    injection: str = "auto"
     stations: Mapping[Point, Station] = field(default_factory=dict)
 
     @property
@@ -191,7 +192,7 @@ def _check(policy: Policy) -> None:
     where = f"policy {policy.name}"
     _require_one_of(policy.mode, get_args(Mode), f"{where}: mode")
     _require_one_of(policy.hold, ("window", "answer"), f"{where}: hold")
-    for each in ("message", "notice", "content"):
+    for each in ("message", "notice", "content", "injection"):
         value = getattr(policy, each)
         _require(isinstance(value, str) and bool(value.strip()), f"{where}: {each}", value, "a text")
     _require(
