@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_quantize(commands)
     _add_params(commands)
+    _add_prepare(commands)
     _add_train(commands)
     _add_eval(commands)
     _add_guard(commands)
@@ -241,6 +242,24 @@ def _add_train(commands: Any) -> None:
         "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = _command(commands, "prepare", _prepare, "choose the texts worth training on, or go on where it stopped")
+    parser.add_argument(
+        "inputs", metavar="IN", type=Path, nargs="+", help="files or folders: JSON lines with `text`, or plain text"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for texts and report")
+    parser.add_argument(
+        "--against", metavar="PATH", type=Path, action="append", default=[], help="evaluation sets to keep out"
+    )
+    parser.add_argument("--safety", metavar="DIR", type=Path, help="child-safety lists (default: no such filter)")
+    parser.add_argument("--languages", metavar="TAG[,..]", help="keep these, such as en,de (default: all)")
+    parser.add_argument("--min-words", metavar="N", type=int, default=50, help="shortest text (default 50)")
+    parser.add_argument(
+        "--memory-mb", metavar="N", type=int, default=256, help="for comparing, beside the fixed part (default 256)"
+    )
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that read (default 1)")
 
 
 def _add_prune_guard(commands: Any) -> None:
@@ -642,6 +661,25 @@ def _params(arguments: argparse.Namespace) -> None:
     document = {"model": arguments.model, "total": count.total, "activated": count.activated, "parts": count.parts()}
     rows = [("total", count.total), ("activated", count.activated), *count.parts().items()]
     _print(document, arguments, "\n".join(f"{name.replace('_', ' '):15} {n:>19,}  {_short(n):>9}" for name, n in rows))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from puna.train.prepare import run
+
+    settings = run.Settings(
+        inputs=tuple(arguments.inputs),
+        out=arguments.out,
+        against=tuple(arguments.against),
+        lists=arguments.safety,
+        languages=tuple(filter(None, (arguments.languages or "").split(","))),
+        min_words=arguments.min_words,
+        memory_mb=arguments.memory_mb,
+        n_workers=arguments.workers,
+    )
+    report = run.prepare(settings, _say_progress)
+    counts = {name: (each["documents"], each["bytes"] / 1e6) for name, each in report["all"].items()}
+    lines = [f"{name:24}{n:>12,}{megabytes:>12.2f} MB" for name, (n, megabytes) in counts.items()]
+    _print(report, arguments, "\n".join([*lines, f"child safety: {report['child_safety']}"]))
 
 
 def _train(arguments: argparse.Namespace) -> None:
