@@ -2,8 +2,8 @@
 
 Every text in the records of an evaluation set is a passage; a long one is several, in pieces of at most 64 words, so
 that an excerpt is found too. A passage is in a document where at least half of its distinct runs of 8 words are.
-Shorter texts, of 5 to 7 words, must stand there whole, and count only where they say something: at least 3 words that are no
-small words, and in one record only, for a phrase that several records share is the form of the set ("none of the
+Shorter texts, of 5 to 7 words, must stand there whole, and count only where they say something: at least 3 words that
+are no small words, and in one record only, for a phrase that several records share is the form of the set ("none of the
 above"). A record of several texts, all of them shorter, is found where all stand in one document, if they have 5 words
 together. What is shorter still cannot be told from common speech; `Exams` counts it. In scripts without spaces, four
 characters count as a word.
