@@ -237,11 +237,19 @@ def _add_params(commands: Any) -> None:
 
 def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", _train, "train a model as a recipe says, or go on where it stopped")
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/cria.toml")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/cria.toml; or the word watch, before RUN"
+    )
+    parser.add_argument("watched", metavar="RUN", nargs="?", type=Path, help="folder of a run to show in a browser")
     parser.add_argument(
         "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take of each rank, and train nothing")
+    parser.add_argument(
+        "--gpu-memory", type=float, default=80.0, metavar="GB", help="of one GPU, for --dry-run (default 80)"
+    )
+    parser.add_argument("--port", type=int, default=8090, help="where watch shows its page (default 8090)")
 
 
 def _add_prepare(commands: Any) -> None:
@@ -683,6 +691,38 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    if str(arguments.recipe) == "watch":
+        _watch_run(arguments)
+    elif arguments.watched is not None:
+        raise ConfigError(f"{arguments.watched}: one recipe at a time; puna train watch RUN shows a run")
+    elif arguments.dry_run:
+        _plan_run(arguments)
+    else:
+        _train_run(arguments)
+
+
+def _watch_run(arguments: argparse.Namespace) -> None:
+    from puna.train.watch import server
+
+    if arguments.watched is None:
+        raise ConfigError("puna train watch: name the folder of a run, such as runs/cria")
+
+    def say(url: str) -> None:
+        _print({"run": str(arguments.watched), "url": url}, arguments, f"{arguments.watched} can be seen at {url}")
+        sys.stdout.flush()
+
+    server.watch(arguments.watched, arguments.port, say)
+
+
+def _plan_run(arguments: argparse.Namespace) -> None:
+    from puna.train import loop, plan, recipe
+
+    read = recipe.read(arguments.recipe, arguments.set)
+    found, memory = plan.plan(read, loop.model_config(read)), round(arguments.gpu_memory * 1e9)
+    _print(found.to_json(memory), arguments, plan.table(found, memory))
+
+
+def _train_run(arguments: argparse.Namespace) -> None:
     # Read when torch is imported. Threads that spin while they wait lose far more than half beside other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["OMP_DYNAMIC"] = "FALSE"  # else the number of threads, and so the order of sums, follows the load

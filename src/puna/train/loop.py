@@ -55,9 +55,12 @@ class Outcome(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What one step measured. loss in nats per learnt token; balance 1 is even; load is max over mean, worst layer."""
+    """What one step measured, of `steps`. loss in nats per learnt token; balance 1 is even; loads are over the mean of
+    their layer: min_load, max_load of all layers, loads those of the least and the most read expert of each MoE layer.
+    """
 
     step: int
+    steps: int
     loss: float
     balance: float
     lr: float
@@ -69,6 +72,7 @@ class StepReport(NamedTuple):
     tokens_per_second: float
     max_load: float
     min_load: float
+    loads: list[tuple[float, float]]
     epoch: int
 
 
@@ -354,8 +358,10 @@ class _Steps:
 
 def _report(recipe: Recipe, state: TrainingState, seen: Seen, lr_share: float, seconds: float) -> StepReport:
     even = 1 / max(seen.load.shape[-1], 1)
+    loads = torch.stack([seen.load.amin(-1), seen.load.amax(-1)], dim=-1) / even if seen.load.numel() else seen.load
     return StepReport(
         step=state.step,
+        steps=recipe.schedule.steps,
         loss=seen.nats / max(seen.weight, 1.0),
         balance=seen.balance,
         lr=recipe.optimizer.lr * lr_share,
@@ -367,6 +373,7 @@ def _report(recipe: Recipe, state: TrainingState, seen: Seen, lr_share: float, s
         tokens_per_second=round(seen.tokens / seconds, 1),
         max_load=round(float(seen.load.max()) / even, 3) if seen.load.numel() else 1.0,
         min_load=round(float(seen.load.min()) / even, 3) if seen.load.numel() else 1.0,
+        loads=[(round(least, 3), round(most, 3)) for least, most in loads.tolist()],
         epoch=state.data.epoch,
     )
 
