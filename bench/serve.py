@@ -97,7 +97,7 @@ def serve_and_measure(chosen: argparse.Namespace) -> None:
     alone, served = (statistics.median(each["tokens_per_second"] for each in runs) for runs in (engine, streamed))
     document = {
         "date": begin.isoformat(timespec="seconds"),
-        "model": chosen.model,
+        "model": Path(chosen.model).name,
         "puna": puna.__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
