@@ -57,6 +57,7 @@ FOUR = [
     {"shard": 4},
     {"shard": 2, "tensor": 2, "expert": 4},
     {"context": 2, "shard": 2},
+    {"context": 2, "tensor": 2, "expert": 2},
     {"pipeline": 2, "shard": 2, "expert": 2},
     {"replicate": 2, "shard": 2, "expert": 2},
 ]

@@ -215,9 +215,10 @@ def _stacks(matrices: Mapping[str, Tensor]) -> list[Stack]:
         rows = local(parameter).float()
         rows = rows.reshape(rows.shape[:-2].numel() * halves, rows.shape[-2] // halves, rows.shape[-1])
         shape = parameter.shape[-2] // halves, parameter.shape[-1]
-        by_shape.setdefault((shape, getattr(parameter, "placements", None)), []).append((name, rows))
+        alike = shape, parameter.dim(), getattr(parameter, "placements", None)  # whole experts, divided matrices
+        by_shape.setdefault(alike, []).append((name, rows))
     stacks = []
-    for (shape, _), parts in by_shape.items():
+    for (shape, _, _), parts in by_shape.items():
         slices, first = [], 0
         for name, rows in parts:
             slices.append(Slice(name, first, len(rows)))
