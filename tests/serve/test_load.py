@@ -1,13 +1,14 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
-from puna.serve.energy import Meter
+from puna.meter import Meter
 from puna.serve.load import Held, Load
 
 
 def test_what_the_engine_holds_and_its_experts_take_is_told_when_somebody_asks() -> None:
     counts, clock = [[30, 10], [0, 0]], iter([0, 7])
     held = Held(3, 2, 0.25, 100, 40, 1, 9, 6)
-    load = Load("m", "vllm:", lambda: held, lambda: counts, [1, 3], [Meter("gpu-0", lambda: next(clock), 2.0)])
+    meter = Meter("gpu-0", "nvml-counter", lambda: next(clock), 2.0)
+    load = Load("m", "vllm:", lambda: held, lambda: counts, [1, 3], [meter])
     registry = CollectorRegistry()
     registry.register(load)
     lines = set(generate_latest(registry).decode().splitlines())

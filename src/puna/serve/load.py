@@ -10,7 +10,7 @@ from typing import NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from puna.serve.energy import Meter
+from puna.meter import Meter
 
 
 class Held(NamedTuple):

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from puna.chat import Assistant, Options, Piece, Session
 from puna.engine.request import TokenLogprobs
 from puna.errors import CapacityError, PunaError
+from puna.meter import meters
 from puna.prompt.render import Prompt
-from puna.serve.energy import meters
 from puna.serve.load import Held, Load
 from puna.serve.metrics import Metrics
 
