@@ -1,0 +1,1 @@
+"""The model card, computed from configurations and the records that others wrote."""
