@@ -1,4 +1,4 @@
-"""What runs write for others to read, as values: the results of evaluations, and the energy that work took.
+"""What runs write for others to read, as values: the results of evaluations, training, and the energy that work took.
 
 Files are the interface between those who measure and the card, which imports none of them. A record holds all that is
 needed to judge a number: where it comes from, how sure it is, and what it must not be compared with.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.errors import ConfigError
+from puna.host import Host
 
 RESULTS = "results.json"
 """The file of a run that holds its evaluations, in the order in which they ran."""
@@ -130,4 +131,80 @@ def write_energy(path: Path, records: Sequence[Energy]) -> None:
     """Writes the file of a run, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), "utf-8")
+    partial.replace(path)
+
+
+TRAINING = "training.json"
+"""The file of a run, or beside a model, that holds how its weights came to be: all runs, the first one first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Documents of one origin in an epoch's store, their tokens, and how often an epoch shows them."""
+
+    documents: int
+    tokens: int
+    passes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """One run, as far as it came.
+
+    phase           such as "pretrain"; name: of the run
+    recipe          all that it was told, tables of the recipe as JSON values
+    steps, planned  done, and in the recipe
+    tokens, learnt, tiles   read, those of them with a loss, and tiles of pictures
+    seconds         spent in steps
+    sources         what it read, by name; empty where nobody knows
+    energy          of each start, discarded work included; empty where nothing was recorded
+    hosts           the machines of its first rank, one after the other; empty where nobody knows
+    began, ended    ISO 8601, "" where nobody knows
+    version         of puna
+    """
+
+    phase: str
+    name: str
+    recipe: Mapping[str, Any]
+    steps: int
+    planned: int
+    tokens: int
+    learnt: int
+    tiles: int
+    seconds: float
+    sources: Mapping[str, Source]
+    energy: tuple[Energy, ...]
+    hosts: tuple[Host, ...]
+    began: str
+    ended: str
+    version: str
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Training":
+        """Returns the run that a file tells of. Raises TypeError or KeyError for anything else."""
+        return cls(
+            **{
+                **document,
+                "sources": {name: Source(**each) for name, each in document["sources"].items()},
+                "energy": tuple(Energy(**each) for each in document["energy"]),
+                "hosts": tuple(Host.from_json(each) for each in document["hosts"]),
+            }
+        )
+
+
+def read_training(path: Path) -> tuple[Training, ...]:
+    """Returns the runs that a file tells of; nothing where no such file is. Raises ConfigError for another one."""
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(Training.from_json(each) for each in json.loads(path.read_text("utf-8"))["runs"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: is no record of training ({error!r}); restore it or remove it") from error
+
+
+def write_training(path: Path, runs: Sequence[Training]) -> None:
+    """Writes the file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    document = {"runs": [asdict(run) for run in runs]}
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(path)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[2] / "src" / "puna"
 
-GROUND = frozenset({"errors", "shapes", "config", "presets", "records", "meter"})
+GROUND = frozenset({"errors", "shapes", "config", "presets", "records", "meter", "host"})
 BELOW_CHAT = GROUND | {"prompt", "kernels", "model", "weights", "quant", "offload", "parallel", "engine"}
 
 # Each name directly under src/puna -> what its files may import besides their own package ("engine.request": one file).

@@ -31,6 +31,7 @@ from puna.model.transformer import Llama
 from puna.presets import PRESETS
 from puna.prompt.tokenizer import Tokenizer
 from puna.records import ENERGY, Energy, read_energy, write_energy
+from puna.train.account import account, sources_of
 from puna.train.instructions import arithmetic
 from puna.train.mesh import Mesh
 from puna.train.next_token import NextToken
@@ -129,6 +130,8 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
         say(f"warning: began with {state.arithmetic}, goes on with {here}; the weights will differ in rounding")
     state.arithmetic = here
     is_done = _Steps(recipe, state, update, make_packer(store, config, recipe), run, store.digest, team, say).run()
+    if team.is_first:
+        account(run, recipe, sources_of(store, recipe.data.passes))
     if is_done and team.is_first:
         model = state.model if team.mesh is None else trained(run, config, getattr(torch, recipe.compute.dtype))
         assert isinstance(model, Llama)

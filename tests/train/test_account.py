@@ -1,0 +1,35 @@
+"""What a run leaves on record: what it was told, what it read and used, and what came before it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from puna import host
+from puna.records import ENERGY, TRAINING, read_energy, read_training
+from puna.train.loop import train
+from puna.train.recipe import from_dict
+
+
+def test_a_run_and_the_one_it_started_from_are_on_one_record(tables: dict[str, Any], tmp_path: Path) -> None:
+    tables["data"]["held_out"] = ""
+    tables["schedule"] |= {"steps": 2, "warmup_steps": 1, "decay_steps": 0}
+    tables["energy"] = {"tdp_watts": 100, "source": "here"}
+    assert train(from_dict(tables), tmp_path / "first", lambda line: None).finished
+    tables["model"]["start"] = str(tmp_path / "first" / "model")
+    assert train(from_dict(tables), tmp_path / "second", lambda line: None).finished
+    first, second = read_training(tmp_path / "second" / TRAINING)
+    assert [first.name, second.name] == ["first", "second"] and first.steps == first.planned == 2
+    assert second.hosts == (host.describe(),) and second.recipe["model"]["start"] == tables["model"]["start"]
+    assert second.energy == read_energy(tmp_path / "second" / ENERGY) and second.ended >= first.began > ""
+    log = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").read_text("utf-8").splitlines()]
+    assert (first.tokens, first.tiles) == tuple(sum(line[name] for line in log) for name in ("tokens", "tiles"))
+    assert {name: source.documents for name, source in first.sources.items()} == {"text": 21, "picture": 20, "chat": 20}
+
+
+def test_a_run_that_goes_on_stays_one_run_on_record(tables: dict[str, Any], tmp_path: Path) -> None:
+    tables["data"]["held_out"] = ""
+    tables["schedule"] |= {"steps": 1, "warmup_steps": 0, "decay_steps": 0}
+    for _ in range(2):
+        assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    (run,) = read_training(tmp_path / "run" / TRAINING)
+    assert run.steps == 1 and len(run.hosts) == 1
