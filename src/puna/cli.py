@@ -27,6 +27,7 @@ from puna.errors import ConfigError, DeviceError, PromptError, PunaError
 
 if TYPE_CHECKING:
     from puna.chat import Answer, Assistant, Options, Response
+    from puna.config import LlamaConfig
     from puna.eval.ask import Model as EvalModel
     from puna.eval.run import Settings
     from puna.eval.suite import Suite
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_guard(commands)
     _add_prune_guard(commands)
     _add_bench(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -356,6 +358,25 @@ def _add_protection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guard-model", metavar="MODEL", help="Llama Guard to judge contents (default: phrases, which see little)"
     )
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(commands, "plan", _plan, "say what a model takes of given machines: bytes, layout, speed, energy")
+    parser.add_argument(
+        "model", metavar="MODEL", help="scout, maverick, guard4, cria, or the directory of a checkpoint"
+    )
+    parser.add_argument(
+        "--hardware", required=True, metavar="KIND[:COUNT]", help="such as h100:8; here measures this machine"
+    )
+    parser.add_argument("--task", choices=("serve", "train", "tune"), default="serve", help="(default: serve)")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default 8192)")
+    parser.add_argument("--batch", type=int, metavar="N", help="sequences at once (default 1), or of a training's step")
+    parser.add_argument(
+        "--quantize", default="none", metavar="HOW", help="int4, int8, fp8, int4-experts, fp8-experts (default: none)"
+    )
+    parser.add_argument(
+        "--kv-dtype", default="bfloat16", metavar="NAME", help="of keys and values: bfloat16, fp8, int8"
+    )
+
 
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
@@ -657,15 +678,8 @@ def _drift(source: Path, destination: Path, text: str) -> "Drift":
 
 def _params(arguments: argparse.Namespace) -> None:
     from puna.model.count import count_parameters
-    from puna.presets import PRESETS
-    from puna.weights.checkpoint import open_config
 
-    config = PRESETS.get(arguments.model)
-    if config is None:
-        if not Path(arguments.model).is_dir():
-            raise ConfigError(f"MODEL is {arguments.model!r}: neither a directory nor one of {', '.join(PRESETS)}")
-        config = open_config(Path(arguments.model))
-    count = count_parameters(config)
+    count = count_parameters(_config(arguments.model))
     document = {"model": arguments.model, "total": count.total, "activated": count.activated, "parts": count.parts()}
     rows = [("total", count.total), ("activated", count.activated), *count.parts().items()]
     _print(document, arguments, "\n".join(f"{name.replace('_', ' '):15} {n:>19,}  {_short(n):>9}" for name, n in rows))
@@ -958,6 +972,34 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
         "spill_dir": arguments.spill_dir,
         "layout": _layout(arguments),
     }
+def _plan(arguments: argparse.Namespace) -> None:
+    from puna.plan import plan
+    from puna.plan.hardware import parse
+    from puna.plan.serve import Asked
+
+    asked = Asked(
+        context=arguments.context or 8192,
+        batch=arguments.batch or 1,
+        scheme=arguments.quantize,
+        kv_dtype=arguments.kv_dtype,
+    )
+    made = plan.serve(arguments.model, _config(arguments.model), parse(arguments.hardware), asked)
+    _print(made.to_json(), arguments, made.table())
+
+
+def _config(model: str) -> "LlamaConfig":
+    """Returns a preset, or the configuration of a checkpoint's directory."""
+    from puna.presets import PRESETS
+
+    if model in PRESETS:
+        return PRESETS[model]
+    if not Path(model).is_dir():
+        raise ConfigError(f"MODEL is {model!r}: neither a directory nor one of {', '.join(PRESETS)}")
+    from puna.weights.checkpoint import open_config
+
+    return open_config(Path(model))
+
+
 
 
 def _guarded(assistant: "Assistant", arguments: argparse.Namespace) -> "Guarded":

@@ -1,0 +1,29 @@
+"""A cluster by its name; what is none is refused with what there is."""
+
+import pytest
+
+from puna.errors import ConfigError
+from puna.plan.hardware import KINDS, parse
+
+
+def test_a_kind_and_a_count_make_a_cluster() -> None:
+    assert parse("h100:16").count == 16 and parse("H200").count == 1
+    assert parse("h200").hardware.read_bytes > parse("h100").hardware.read_bytes
+
+
+@pytest.mark.parametrize("text", ["h99", "h100:", "h100:0", "h100:-1", "h100:many", "here"])
+def test_what_is_no_cluster_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--hardware is '.*': "):
+        parse(text)
+
+
+def test_links_within_a_node_are_the_fast_ones() -> None:
+    cluster = parse("h100:16")
+    assert cluster.bandwidth(8) == 9 * cluster.bandwidth(16)
+    assert cluster.latency(8) < cluster.latency(9)
+
+
+def test_every_kind_names_its_source_and_can_be_used() -> None:
+    for name, kind in KINDS.items():
+        assert kind.source and kind.flops["bfloat16"] > 0 and kind.memory_bytes > 2e10, name
+        assert kind.rate("fp4") >= kind.flops["bfloat16"]  # what it lacks is done in bfloat16
