@@ -33,6 +33,7 @@ from puna.config import LlamaConfig, TextConfig, require
 from puna.errors import ConfigError, DeviceError
 from puna.kernels.formats import GROUP, Int4, Small, shape
 from puna.model.attention import KVStore
+from puna.model.deltas import Deltas, through
 from puna.model.moe import Experts, MoE, Route
 from puna.model.rope import Rotation
 from puna.model.transformer import Block, Hidden, Llama
@@ -447,23 +448,30 @@ class ShareOfLlama(Llama):
         features = self.mesh.join_rows(super().embed_tiles(dealt))
         return features[: len(features) - len(features) // (len(tiles) + n_missing) * n_missing]
 
-    def hidden(self, ids: Tensor, positions: Tensor, store: KVStore, features: Tensor | None = None) -> Hidden:
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        store: KVStore,
+        features: Tensor | None = None,
+        deltas: Deltas | None = None,
+    ) -> Hidden:
         if self.share.is_first:
             x = self.embed(ids, features)
         else:
             x = self.mesh.from_stage_before(self.norm.weight.new_empty(len(ids), self.config.text.width))  # T D
-        x, routes = self.run_layers(x, positions, store)
+        x, routes = self.run_layers(x, positions, store, deltas)
         if self.share.is_last:
             return Hidden(self.norm(x), routes)
         self.mesh.to_next_stage(x)
         return Hidden(x, routes)
 
-    def logits(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor, deltas: Deltas | None = None) -> Tensor:
         R, _ = sizes(states, "R D")
         if R == 0:
             return states.new_empty(0, self.config.text.vocab_size, dtype=torch.float32)
         if self.share.is_last:
-            rows = self.mesh.join_columns(super().logits(states))
+            rows = self.mesh.join_columns(super().logits(states, deltas))
         else:
             rows = states.new_empty(R, self.config.text.vocab_size, dtype=torch.float32)
         return self.mesh.from_last_stage(rows)
@@ -492,14 +500,14 @@ class ShareOfBlock(Block):
             self.moe = ShareOfMoE(share)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore
+        self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore, deltas: Deltas | None = None
     ) -> tuple[Tensor, Route | None]:
-        x = x + self.mesh.sum(self.attention(self.attention_norm(x), rotation, temperature, store))
+        x = x + self.mesh.sum(self.attention(self.attention_norm(x), rotation, temperature, store, deltas))
         h = self.feed_forward_norm(x)
         if self.moe is None:
             assert self.mlp is not None
-            return x + self.mesh.sum(self.mlp(h)), None
-        out, route = self.moe(h)
+            return x + self.mesh.sum(self.mlp(h, deltas)), None
+        out, route = self.moe(h, deltas)
         return x + self.mesh.sum(out), route
 
 
@@ -519,13 +527,14 @@ class ShareOfMoE(MoE):
             )
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Route]:
-        logits = self.router(x)  # T E
+    def forward(self, x: Tensor, deltas: Deltas | None = None) -> tuple[Tensor, Route]:
+        logits = through(self.router, x, deltas)  # T E
         best, experts = logits.topk(self.n_active, dim=-1)  # T k
         scores = best.float().sigmoid().to(x.dtype)  # T k
-        out: Tensor = self.shared(x)  # T D
+        out: Tensor = self.shared(x, deltas)  # T D
         token, choice = ((experts >= self.held.start) & (experts < self.held.stop)).nonzero(as_tuple=True)  # R R
         if len(token):
             own = experts[token, choice, None] - self.held.start  # R 1
-            out = out.index_add(0, token, self.experts(x[token], scores[token, choice, None], own))  # T D
+            of_own = None if deltas is None else deltas.of_rows(token)
+            out = out.index_add(0, token, self.routed(x[token], scores[token, choice, None], own, of_own))  # T D
         return out, Route(logits, experts)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 SOURCE = Path(__file__).parents[2] / "src" / "puna"
 
 GROUND = frozenset({"errors", "shapes", "config", "presets", "records", "meter", "host"})
-BELOW_CHAT = GROUND | {"prompt", "kernels", "model", "weights", "quant", "offload", "parallel", "engine"}
+BELOW_CHAT = GROUND | {"prompt", "kernels", "model", "weights", "quant", "offload", "adapters", "parallel", "engine"}
 
 # Each name directly under src/puna -> what its files may import besides their own package ("engine.request": one file).
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -19,12 +19,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "prompt": GROUND,
     "kernels": GROUND,
     "model": GROUND | {"kernels"},
-    **dict.fromkeys(("weights", "quant", "offload", "parallel"), GROUND | {"kernels", "model"}),
+    **dict.fromkeys(("weights", "quant", "offload", "adapters", "parallel"), GROUND | {"kernels", "model"}),
     "engine": GROUND | {"kernels", "model", "parallel"},
     "chat": BELOW_CHAT,
     "guard": GROUND | {"prompt", "chat"},
     **dict.fromkeys(("terminal", "serve", "eval"), GROUND | {"prompt", "engine.request", "chat", "guard"}),
-    "train": GROUND | {"prompt", "kernels", "model", "weights", "quant", "parallel", "plan"},
+    "train": GROUND | {"prompt", "kernels", "model", "adapters", "weights", "quant", "parallel", "plan"},
     "bench": GROUND | {"model", "engine", "chat", "plan"},
     "card": GROUND,
     "plan": GROUND | {"card.params", "card.memory"},

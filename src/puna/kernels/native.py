@@ -208,10 +208,14 @@ def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Packed, 
     assert gate_up.n_experts is not None, "a stack of experts"
     slots = group_by_expert(experts.flatten(), gate_up.n_experts, 1)
     rows = x.new_empty(T * k, D).index_copy_(0, slots.slot, (x[:, None] * scores[:, :, None]).flatten(0, 1))  # R D
-    begins = torch.cat([slots.ends.new_zeros(1), slots.ends]).long()  # E+1
-    gate, up = _grouped_linear(rows, gate_up, begins).chunk(2, dim=-1)  # R F
-    mixed = _grouped_linear(F.silu(gate) * up, down, begins)  # R D
+    gate, up = grouped_linear(rows, gate_up, slots.ends).chunk(2, dim=-1)  # R F
+    mixed = grouped_linear(F.silu(gate) * up, down, slots.ends)  # R D
     return mixed[slots.slot].view(T, k, D).sum(1)  # T D
+
+
+def grouped_linear(x: Tensor, weight: Packed, ends: Tensor) -> Tensor:
+    """Returns what `experts.grouped_linear` does, for a packed stack. x [R in], ends int32 [E]; [R out]."""
+    return _grouped_linear(x, weight, torch.cat([ends.new_zeros(1), ends]).long())
 
 
 def greatest(x: Tensor, bar: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,10 @@ def linear(x: Tensor, weight: Weight | Packed) -> Tensor:
     """Returns x @ weight.T: x [.. in], weight [out in] in any format; [.. out] in the dtype of x."""
     if isinstance(weight, Packed):
         return native.linear(x, weight)
+    if not isinstance(weight, Tensor) and torch.is_grad_enabled() and x.requires_grad:
+        from puna.kernels import frozen  # which has the plain twins of this file
+
+        return frozen.linear(x, weight)
     if isinstance(weight, Tensor) or not _is_for_triton(x):
         return linear_plain(x, weight)
     from puna.kernels import triton_int4
@@ -44,6 +48,10 @@ def routed_experts(
         return native.routed_experts(x, scores, experts, gate_up, down)
     if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
         return dense.routed_experts(x, scores, experts, gate_up, down)
+    if torch.is_grad_enabled() and x.requires_grad:
+        from puna.kernels import low_rank
+
+        return low_rank.routed_experts(x, scores, experts, gate_up, down, low_rank.as_it_is, low_rank.as_it_is)
     if not _is_for_triton(x):
         return routed_experts_plain(x, scores, experts, gate_up, down)
     from puna.kernels import triton_experts

@@ -7,9 +7,11 @@ Source: llama-models `models/llama4/model.py`.
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from puna.config import TextConfig
+from puna.model.deltas import Deltas, through
 from puna.model.layers import rms_norm
 from puna.model.rope import Rotation, rotate
 
@@ -36,11 +38,13 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.width, config.n_kv_heads * config.head_dim, bias=False)
         self.output = nn.Linear(config.n_heads * config.head_dim, config.width, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore, deltas: Deltas | None = None
+    ) -> Tensor:
         """x [T D], rotation of each token, temperature float32 [T 1 1] or None for none. Result [T D]."""
-        q = self.query(x).unflatten(-1, (-1, self.head_dim))  # T N H
-        k = self.key(x).unflatten(-1, (-1, self.head_dim))  # T K H
-        v = self.value(x).unflatten(-1, (-1, self.head_dim))  # T K H
+        q = torch.unflatten(through(self.query, x, deltas), -1, (-1, self.head_dim))  # T N H
+        k = torch.unflatten(through(self.key, x, deltas), -1, (-1, self.head_dim))  # T K H
+        v = torch.unflatten(through(self.value, x, deltas), -1, (-1, self.head_dim))  # T K H
         if self.uses_rope:
             q, k = rotate(q, rotation), rotate(k, rotation)
             if self.norm_eps is not None:
@@ -48,5 +52,4 @@ class Attention(nn.Module):
         elif temperature is not None:
             q = (q * temperature).to(q.dtype)  # T N H
         mixed = store.attend(self.layer, q, k, v)  # T N H
-        out: Tensor = self.output(mixed.flatten(1))  # T D
-        return out
+        return through(self.output, mixed.flatten(1), deltas)  # T D

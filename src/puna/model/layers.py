@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from puna.model.deltas import Deltas, through
+
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Returns x divided by the root mean square of its last axis, computed in float32, in the dtype of x."""
@@ -35,6 +37,6 @@ class SwiGLU(nn.Module):
         self.up = nn.Linear(width, hidden_width, bias=False)
         self.down = nn.Linear(hidden_width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return out
+    def forward(self, x: Tensor, deltas: Deltas | None = None) -> Tensor:
+        mixed = F.silu(through(self.gate, x, deltas)) * through(self.up, x, deltas)
+        return through(self.down, mixed, deltas)

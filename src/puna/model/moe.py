@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from puna.config import TextConfig
 from puna.kernels.experts import routed_experts
+from puna.model.deltas import Deltas, through
 from puna.model.layers import SwiGLU
 
 
@@ -47,12 +48,19 @@ class MoE(nn.Module):
         self.experts = Experts(config)
         self.shared = SwiGLU(config.width, config.expert_width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Route]:
+    def forward(self, x: Tensor, deltas: Deltas | None = None) -> tuple[Tensor, Route]:
         """x [T D]. Returns the layer's output [T D] and its route."""
-        logits = self.router(x)  # T E
+        logits = through(self.router, x, deltas)  # T E
         best, experts = logits.topk(self.n_active, dim=-1)  # T k
         if self.bias is not None:
             experts = (logits.detach() + self.bias).topk(self.n_active, dim=-1).indices  # T k
             best = logits.gather(1, experts)
         scores = best.float().sigmoid().to(x.dtype)  # T k
-        return self.shared(x) + self.experts(x, scores, experts), Route(logits, experts)
+        return self.shared(x, deltas) + self.routed(x, scores, experts, deltas), Route(logits, experts)
+
+    def routed(self, x: Tensor, scores: Tensor, experts: Tensor, deltas: Deltas | None) -> Tensor:
+        """Returns what the chosen experts add, [T D]; all as in `Experts`."""
+        if deltas is not None:
+            return deltas.experts(self.experts, x, scores, experts)
+        out: Tensor = self.experts(x, scores, experts)
+        return out

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from puna.config import LlamaConfig, TextConfig
 from puna.errors import PromptError
 from puna.model.attention import Attention, KVStore
+from puna.model.deltas import Deltas, through
 from puna.model.fusion import fuse
 from puna.model.layers import RMSNorm, SwiGLU
 from puna.model.moe import MoE, Route
@@ -40,15 +41,15 @@ class Block(nn.Module):
         self.mlp = None if config.is_moe(layer) else SwiGLU(config.width, config.dense_width)
 
     def forward(
-        self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore
+        self, x: Tensor, rotation: Rotation, temperature: Tensor | None, store: KVStore, deltas: Deltas | None = None
     ) -> tuple[Tensor, Route | None]:
         """x [T D]. Returns the layer's output [T D] and, for MoE layers, the route."""
-        x = x + self.attention(self.attention_norm(x), rotation, temperature, store)
+        x = x + self.attention(self.attention_norm(x), rotation, temperature, store, deltas)
         h = self.feed_forward_norm(x)
         if self.moe is None:
             assert self.mlp is not None
-            return x + self.mlp(h), None
-        out, route = self.moe(h)
+            return x + self.mlp(h, deltas), None
+        out, route = self.moe(h, deltas)
         return x + out, route
 
 
@@ -83,14 +84,22 @@ class Llama(nn.Module):
         features: Tensor = self.projector(self.vision(tiles)).flatten(0, 1)  # M D
         return features
 
-    def hidden(self, ids: Tensor, positions: Tensor, store: KVStore, features: Tensor | None = None) -> Hidden:
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        store: KVStore,
+        features: Tensor | None = None,
+        deltas: Deltas | None = None,
+    ) -> Hidden:
         """Returns the normed states behind the last layer and the routes.
 
         ids and positions int64 [T]; positions are those within each token's own sequence. features [M D], as
         `embed_tiles` makes them, replace the patch tokens of this batch in order; None leaves these embeddings alone.
+        `deltas` correct the maps of all layers, row by row.
         """
         x = self.embed(ids, features)  # T D
-        x, routes = self.run_layers(x, positions, store)
+        x, routes = self.run_layers(x, positions, store, deltas)
         return Hidden(self.norm(x), routes)
 
     def embed(self, ids: Tensor, features: Tensor | None) -> Tensor:
@@ -101,7 +110,9 @@ class Llama(nn.Module):
             x = fuse(x, ids.eq(self.config.patch_id), features)
         return x
 
-    def run_layers(self, x: Tensor, positions: Tensor, store: KVStore) -> tuple[Tensor, tuple[Route, ...]]:
+    def run_layers(
+        self, x: Tensor, positions: Tensor, store: KVStore, deltas: Deltas | None = None
+    ) -> tuple[Tensor, tuple[Route, ...]]:
         """Returns what x [T D] becomes in all layers, before the last norm, and the routes."""
         (T, _) = sizes(x, "T D")
         sizes(positions, f"{T}")
@@ -111,14 +122,14 @@ class Llama(nn.Module):
         temperature = None if scale is None else query_temperature(positions, scale)
         routes = []
         for layer in self.layers:
-            x, route = layer(x, rotation, temperature, store)
+            x, route = layer(x, rotation, temperature, store, deltas)
             if route is not None:
                 routes.append(route)
         return x, tuple(routes)
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Returns float32 logits [R V] of states [R D]."""
-        return self.head(states).float()  # type: ignore[no-any-return]
+    def logits(self, states: Tensor, deltas: Deltas | None = None) -> Tensor:
+        """Returns float32 logits [R V] of states [R D], whose own corrections `deltas` are."""
+        return through(self.head, states, deltas).float()
 
     def forward(self, ids: Tensor, positions: Tensor, store: KVStore, features: Tensor | None = None) -> Tensor:
         """Returns float32 logits [T V] for every token of the batch; see `hidden` for the inputs."""
