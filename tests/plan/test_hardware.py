@@ -18,8 +18,11 @@ def test_what_is_no_cluster_is_refused(text: str) -> None:
 
 
 def test_links_within_a_node_are_the_fast_ones() -> None:
-    cluster = parse("h100:16")
-    assert cluster.bandwidth(8) == 9 * cluster.bandwidth(16)
+    cluster = parse("h100:64")
+    assert cluster.ring(8) == cluster.exchange(8) == cluster.hardware.link_bytes
+    assert cluster.ring(16) == 8 * cluster.hardware.net_bytes  # all ports of a node work for it
+    assert cluster.ring(8, stride=8) == cluster.hardware.net_bytes  # one member a node, one port
+    assert cluster.hardware.net_bytes < cluster.exchange(16) < 2 * cluster.hardware.net_bytes  # 8 of 15 rows go out
     assert cluster.latency(8) < cluster.latency(9)
 
 

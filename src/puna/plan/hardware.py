@@ -62,13 +62,30 @@ class Cluster:
     hardware: Hardware
     count: int
 
-    def bandwidth(self, ranks: int) -> float:
-        """Returns the bytes a second that each of `ranks` neighbouring ranks sends, by the slowest link they use."""
-        return self.hardware.link_bytes if ranks <= self.hardware.node else self.hardware.net_bytes
+    def ring(self, ranks: int, stride: int = 1) -> float:
+        """Returns the bytes a second at which `ranks` ranks, every `stride`-th one, gather or sum up.
 
-    def latency(self, ranks: int) -> float:
-        """Returns the seconds that a message among `ranks` neighbouring ranks takes at least."""
-        return self.hardware.link_seconds if ranks <= self.hardware.node else self.hardware.net_seconds
+        What leaves a node goes over the network ports of all its members in the group.
+        """
+        hardware = self.hardware
+        if ranks * stride <= hardware.node:
+            return hardware.link_bytes
+        members = min(ranks, max(1, hardware.node // stride))
+        return min(hardware.link_bytes, members * hardware.net_bytes)
+
+    def exchange(self, ranks: int, stride: int = 1) -> float:
+        """Returns the bytes a second at which each of `ranks` ranks sends to all others something of its own."""
+        hardware = self.hardware
+        near = min(ranks, max(1, hardware.node // stride))
+        far = ranks - near
+        if not far:
+            return hardware.link_bytes
+        return min(hardware.net_bytes * (ranks - 1) / far, hardware.link_bytes * (ranks - 1) / max(near - 1, 1))
+
+    def latency(self, ranks: int, stride: int = 1) -> float:
+        """Returns the seconds that a message among such ranks takes at least."""
+        inside = ranks * stride <= self.hardware.node
+        return self.hardware.link_seconds if inside else self.hardware.net_seconds
 
 
 def _gpu(

@@ -292,10 +292,9 @@ def _exchange_seconds(text: TextConfig, cluster: Cluster, layout: Serving, token
     team, state = layout.team, tokens * text.width * 2
     seconds = 0.0
     if team > 1:
-        each = 2 * (team - 1) / team * state / (cluster.bandwidth(team) * REACHED.link)
+        each = 2 * (team - 1) / team * state / (cluster.ring(team) * REACHED.link)
         seconds += 2 * text.n_layers * (each + steps * cluster.latency(team) * math.log2(team))
     if layout.pipeline > 1:
-        across = layout.team * layout.pipeline
-        hop = state / (cluster.bandwidth(across) * REACHED.link) + steps * cluster.latency(across)
+        hop = state / (cluster.exchange(2, layout.team) * REACHED.link) + steps * cluster.latency(2, layout.team)
         seconds += (layout.pipeline - 1) * hop
     return seconds

@@ -65,7 +65,7 @@ class Training:
         return self.pipeline * self.replicate * self.team
 
 
-class Kept(NamedTuple):
+class Part(NamedTuple):
     """A weight with the numbers of it that a training rank keeps, that a pass puts together (`used`), and that an
     update of whole matrices does (`whole`)."""
 
@@ -155,7 +155,7 @@ def axis_of(weight: Weight) -> int:
     return 0
 
 
-def trained(config: LlamaConfig, layout: Training, stage: int, member: int) -> Iterator[Kept]:
+def trained(config: LlamaConfig, layout: Training, stage: int, member: int) -> Iterator[Part]:
     """Yields what rank number `member` of a stage's first replica keeps: what `train.spread` leaves it."""
     each = layout.team
     own = layers_of(config.text.n_layers, layout.pipeline, stage)
@@ -175,7 +175,7 @@ def trained(config: LlamaConfig, layout: Training, stage: int, member: int) -> I
         length = math.ceil(size[0] / ranks)
         mine = min(max(size[0] - place * length, 0), length)
         kept = used // size[0] * mine
-        yield Kept(weight, kept, used, kept if is_expert else weight.size)
+        yield Part(weight, kept, used, kept if is_expert else weight.size)
 
 
 def _is_of_stage(weight: Weight, own: range, stage: int, stages: int) -> bool:

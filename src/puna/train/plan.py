@@ -1,67 +1,26 @@
 """What a recipe would take, before anything starts: parameters, and what each rank would hold, in bytes.
 
-In: a recipe. Out: a `Plan`, by arithmetic over shapes: no process, no weights, no GPU. Weights, gradients and the
-optimiser's state are exact (tests compare them with what ranks really hold); what comes and goes in a step is an
-estimate, without what an allocator cannot use. Raises ConfigError for what cannot be trained so.
-Not here: the division itself (`mesh`, `spread`), of which this is the arithmetic.
-
-Source: FSDP2 divides the first axis as torch.chunk does, the last ranks may get less or nothing.
+In: a recipe. Out: a `Plan`, by arithmetic over shapes: no process, no weights, no GPU. Raises ConfigError for what
+cannot be trained so.
+Not here: the arithmetic (`plan.training`), the division itself (`mesh`, `spread`).
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from puna.card import params
 from puna.config import LlamaConfig
-from puna.model.count import count_parameters
-from puna.model.transformer import Llama
-from puna.parallel import cuts_of
+from puna.plan import training
+from puna.plan.activations import Kept, Shape
+from puna.plan.shares import Training
+from puna.plan.training import MASTER, Held, Job
 from puna.train import mesh
-from puna.train.activations import Kept
-from puna.train.optim import is_matrix
 from puna.train.recipe import ParallelRecipe, Recipe
 
 GPU_BYTES = 80_000_000_000
 """Memory of the GPU that the card's models were trained on, H100-80GB."""
-
-MASTER = 4
-"""Bytes of a float32 number: of master weights, moments and, on ranks, weights and gradients too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What one rank holds, in bytes. The first three stay; the others come and go.
-
-    weights, gradients, optimizer   its parts; optimizer: masters with Muon's one moment, AdamW's two
-    saving        copies of the optimiser's tensors, while a checkpoint is written
-    gathered      whole weights and gradients of the layers that are computed just now, and of embedding and head
-    activations   what the passes keep as the recipe says; activations_kept, activations_recomputed: without and with
-                  parallel.recompute
-    update        what an update needs besides, its largest piece
-    """
-
-    rank: int
-    weights: int
-    gradients: int
-    optimizer: int
-    saving: int
-    gathered: int
-    activations: int
-    activations_kept: int
-    activations_recomputed: int
-    update: int
-
-    @property
-    def stays(self) -> int:
-        return self.weights + self.gradients + self.optimizer
-
-    @property
-    def peak(self) -> int:
-        """All at once at the worst moment: passes and update follow one another, a checkpoint goes along with both."""
-        return self.stays + self.saving + max(self.gathered + self.activations, self.update)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,47 +70,38 @@ class Plan:
         }
 
 
-class Weight(NamedTuple):
-    """A parameter by name, with the numbers of it that a rank keeps, that a pass puts together (`used`), and that an
-    update does (`whole`). Matrices of one `stack` are updated together."""
-
-    name: str
-    is_matrix: bool
-    stack: tuple[int, ...]
-    kept: int
-    used: int
-    whole: int
-
-
 def plan(recipe: Recipe, config: LlamaConfig) -> Plan:
     """Returns what a recipe would take. Raises ConfigError, with field, value and remedy, for an impossible layout."""
-    layout = recipe.parallel
-    mesh.check(layout, config, recipe.batch)
-    dtype = getattr(torch, recipe.compute.dtype)
-    kept = Kept(config, layout, recipe.batch, dtype, recipe.loss.chunk)
-    with torch.device("meta"):
-        model = Llama(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    matrices = {name for name, parameter in model.named_parameters() if is_matrix(name, parameter)}
-    held = []
-    each = layout.shard * layout.context * layout.tensor
-    for stage in range(layout.pipeline):
-        own = {name: shape for name, shape in shapes.items() if _stage_of(name, config, layout) == stage}
-        for member in range(each):
-            weights = list(_parts(own, matrices, layout, member))
-            rank = stage * layout.replicate * each + member
-            held.append(_held(rank, stage, weights, recipe, config, kept))
-    count = count_parameters(config)
+    mesh.check(recipe.parallel, config, recipe.batch)
+    job = job_of(recipe, config)
+    count = params.count(config)
     batch = recipe.batch.rows * recipe.batch.row_len * recipe.batch.accumulate
     return Plan(
-        layout=layout,
+        layout=recipe.parallel,
         device=recipe.compute.device,
         total=count.total,
         active=count.activated,
         start=count.total * MASTER,
         batch=batch,
         tokens=batch * recipe.schedule.steps,
-        ranks=tuple(held),
+        ranks=tuple(training.ranks(job, Kept(config, job.layout, job.shape))),
+    )
+
+
+def job_of(recipe: Recipe, config: LlamaConfig) -> Job:
+    """Returns a recipe's run as `plan.training` sees it."""
+    return Job(
+        config=config,
+        layout=Training(**asdict(recipe.parallel)),
+        shape=Shape(
+            rows=recipe.batch.rows,
+            row_len=recipe.batch.row_len,
+            tiles=recipe.batch.tiles,
+            itemsize=getattr(torch, recipe.compute.dtype).itemsize,
+            chunk=recipe.loss.chunk,
+        ),
+        accumulate=recipe.batch.accumulate,
+        matrices="muon" if recipe.optimizer.matrices == "muon" else "adamw",
     )
 
 
@@ -196,96 +146,3 @@ def _examples(plan: Plan) -> list[Held]:
         ends = {held.rank: held for held in (min(stage, key=lambda h: h.peak), max(stage, key=lambda h: h.peak))}
         found += [ends[rank] for rank in sorted(ends)]
     return found
-
-
-def _stage_of(name: str, config: LlamaConfig, layout: ParallelRecipe) -> int:
-    """Returns the stage that holds a parameter, as `stage.Stage` takes a model apart."""
-    n, stages = config.text.n_layers, layout.pipeline
-    if name.startswith("layers."):
-        layer = int(name.split(".")[1])
-        return next(s for s in range(stages) if layer < n * (s + 1) // stages)
-    return stages - 1 if name.startswith(("norm.", "head.")) else 0
-
-
-def _parts(shapes: dict[str, torch.Size], matrices: set[str], layout: ParallelRecipe, member: int) -> Iterator[Weight]:
-    """Yields what rank number `member` of a stage's first replica keeps, as `spread.spread` divides it."""
-    each = layout.shard * layout.context * layout.tensor
-    for name, shape in shapes.items():
-        size = list(shape)
-        is_expert = len(shape) == 3
-        cuts = cuts_of(name)
-        if is_expert:
-            size[0] //= layout.expert
-            ranks, place = each // layout.expert, member // layout.expert
-        else:
-            ranks, place = each // layout.tensor, member // layout.tensor
-            if cuts and len(shape) == 2:
-                size[cuts[0].axis] //= layout.tensor
-        used = math.prod(size)
-        length = math.ceil(size[0] / ranks)
-        own = min(max(size[0] - place * length, 0), length)
-        kept = used // size[0] * own
-        axis = cuts[0].axis if cuts and layout.tensor > 1 else 0
-        yield Weight(name, name in matrices, (*shape, axis), kept, used, kept if is_expert else math.prod(shape))
-
-
-def _held(rank: int, stage: int, weights: list[Weight], recipe: Recipe, config: LlamaConfig, kept: Kept) -> Held:
-    layout, dtype = recipe.parallel, getattr(torch, recipe.compute.dtype)
-    n = sum(each.kept for each in weights)
-    moments = sum(each.kept * (1 if each.is_matrix else 2) for each in weights)
-    own_bytes = n * (dtype.itemsize if layout.world == 1 else MASTER)
-    with_all, with_inputs = _activations(stage, recipe, config, kept)
-    return Held(
-        rank=rank,
-        weights=own_bytes,
-        gradients=own_bytes,
-        optimizer=(n + moments) * MASTER,
-        saving=(n + moments) * MASTER,
-        gathered=0 if layout.world == 1 else _gathered(weights, dtype.itemsize),
-        activations=with_inputs if layout.recompute and layout.world > 1 else with_all,
-        activations_kept=with_all,
-        activations_recomputed=with_inputs,
-        update=_update(weights),
-    )
-
-
-def _activations(stage: int, recipe: Recipe, config: LlamaConfig, kept: Kept) -> tuple[int, int]:
-    """Returns bytes without and with `recompute`. A pipeline's stage has several batches under way, the first most."""
-    layout, n = recipe.parallel, config.text.n_layers
-    layers = range(n * stage // layout.pipeline, n * (stage + 1) // layout.pipeline)
-    under_way = layout.pipeline - stage
-    tower = kept.tower if stage == 0 else 0
-    head = kept.head if stage == layout.pipeline - 1 else 0
-    sizes = [kept.layer(layer) for layer in layers]
-    return (
-        (sum(sizes) + tower) * under_way + head,
-        (kept.state * len(sizes) + tower) * under_way + max(max(sizes), head),
-    )
-
-
-def _gathered(weights: list[Weight], itemsize: int) -> int:
-    """Two layers' weights, since the next is fetched ahead; one's gradients, before they are divided; and the weights
-    of embedding, head and tower, which stay together through a pass."""
-    groups: dict[str, int] = {}
-    for each in weights:
-        group = ".".join(each.name.split(".")[:2]) if each.name.startswith("layers.") else ""
-        groups[group] = groups.get(group, 0) + each.used
-    around = groups.pop("", 0)
-    layer = max(groups.values(), default=0)
-    return around * itemsize + 2 * layer * itemsize + max(layer, around) * (itemsize + MASTER)
-
-
-def _update(weights: list[Weight]) -> int:
-    """The largest of what `Optimizer.step` makes at a time. Muon: gradients of a stack side by side; where matrices are
-    divided, all of them whole; and in its iteration of each a float32 quotient and a bfloat16 image. AdamW: scaled
-    gradients and divisors."""
-    stacks: dict[tuple[int, ...], tuple[int, int]] = {}
-    adamw = 0
-    for each in weights:
-        if not each.is_matrix:
-            adamw += each.kept
-            continue
-        kept, whole = stacks.get(each.stack, (0, 0))
-        stacks[each.stack] = kept + each.kept, whole + each.whole
-    muon = [kept * MASTER + (whole * MASTER if whole > kept else 0) + whole * 6 for kept, whole in stacks.values()]
-    return max([adamw * 2 * MASTER, *muon])

@@ -1,9 +1,8 @@
-"""What a forward pass keeps for the way back, in bytes: the model's own code is run without memory and watched.
+"""The twin of `plan.activations`: the model's own code is run without memory, and what autograd keeps of it is counted.
 
 In: a configuration, a layout and the shape of a batch. Out: bytes that one rank keeps of one batch, per layer and for
-the rest. Tensors on the meta device have shapes and nothing else, so a Scout is measured in seconds anywhere. Experts
-are taken as evenly loaded. What kernels need besides while they run is not counted, nor what an allocator cannot use.
-Not here: bytes of weights (`plan`).
+the vision tower. Tensors on the meta device have shapes and nothing else, so a Scout is measured in seconds anywhere.
+Experts are taken as evenly loaded. What kernels need besides while they run is not counted.
 """
 
 from collections.abc import Callable
@@ -29,21 +28,12 @@ from puna.train.recipe import BatchRecipe, ParallelRecipe
 class Kept:
     """Bytes that one rank keeps of one batch.
 
-    layer(i)   of decoder layer i, all of it; state: of its input alone, which is what `recompute` keeps
+    layer(i)   of decoder layer i, all of it
     tower      of the vision tower
-    head       of the loss: its gradients, and the logits of a chunk
     """
 
-    def __init__(
-        self, config: LlamaConfig, layout: ParallelRecipe, batch: BatchRecipe, dtype: torch.dtype, chunk: int
-    ) -> None:
+    def __init__(self, config: LlamaConfig, layout: ParallelRecipe, batch: BatchRecipe, dtype: torch.dtype) -> None:
         self.config, self.layout, self.batch, self.dtype = config, layout, batch, dtype
-        text = config.text
-        tokens = batch.rows * batch.row_len // layout.context
-        self.state = tokens * text.width * dtype.itemsize
-        vocabulary = text.vocab_size // layout.tensor
-        logits = min(chunk, tokens) * vocabulary * (4 + 4 + dtype.itemsize)  # logits, probabilities, their gradients
-        self.head = self.state + vocabulary * text.width * 4 + logits
         self.tower = self._tower()
         self._layers: dict[tuple[bool, bool], int] = {}
 
