@@ -66,3 +66,9 @@ def test_the_rows_of_the_card_come_out(hours: float, tonnes: int) -> None:
     assert found is not None and found.location_kg is not None and found.market_kg is None
     assert found.kwh == pytest.approx(hours * 0.7)
     assert abs(found.location_kg / 1000 - tonnes) < 1
+
+
+def test_a_factor_of_zero_is_a_factor_and_none_is_none() -> None:
+    """All electricity of Llama 4's training was matched by clean sources: by what was bought it emitted nothing."""
+    found = emitted(declared(1.0, 700), Site(location_kg_per_kwh=None, market_kg_per_kwh=0.0))
+    assert found is not None and found.location_kg is None and found.market_kg == 0

@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_guard(commands)
     _add_prune_guard(commands)
     _add_bench(commands)
+    _add_card(commands)
     _add_plan(commands)
     return parser
 
@@ -331,6 +332,17 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--reference", metavar="MODEL", help="what tasks that compare with another model compare with")
     _add_machine(parser)
+
+
+def _add_card(commands: Any) -> None:
+    parser = _command(commands, "card", _card, "print the model card, made from records and the configuration")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder of a run or a model, hub id, or a preset such as scout"
+    )
+    parser.add_argument(
+        "--records", action="append", default=[], type=Path, metavar="DIR", help="where further records lie"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there: .md or .html (default: print it)")
 
 
 def _add_bench(commands: Any) -> None:
@@ -925,6 +937,22 @@ def _guard_on_weights(kind: str, model: str | None) -> "Guard | None":
     if kind not in ("content", "injection"):
         raise ConfigError(f"--model is {model!r}: there is no model for {kind}, it works by rules; leave it out")
     return content_guard(hub.resolve(model)) if kind == "content" else prompt_guard(hub.resolve(model))
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    from puna.card import card, places, records
+
+    place = places.find(_model_name(arguments.model), arguments.records)
+    config = _config(place.config)
+    made = card.make(records.gather(place.name, config, place.folders, place.float_bytes))
+    out = arguments.out
+    if out is not None and out.suffix not in (".md", ".html"):
+        raise ConfigError(f"--out is {str(out)!r}: end it in .md or .html")
+    text = made.markdown() if out is None or out.suffix == ".md" else made.page()
+    if out is not None:
+        out.write_text(text, "utf-8")
+        text = f"{out}: the card of {made.name}; {len(made.missing)} things are not on record"
+    _print(made.to_json(), arguments, text.rstrip("\n"))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -115,11 +115,12 @@ def _gpu(nvml: Any, device: Any, name: str) -> Meter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What is declared of where work is done. Zero: not declared.
+    """What is declared of where work is done. None, and of watts zero: not declared.
 
     processors, tdp_watts, utilisation   used where nothing is metered: watts = all three multiplied
     pue                                  energy of the whole site over that of its machines
-    location_kg_per_kwh                  of the grid there, on average; market_kg_per_kwh: of what was bought
+    location_kg_per_kwh                  of the grid there, on average; market_kg_per_kwh: of what was bought, zero
+                                         where all of it was from sources that emit nothing
     source                               where these numbers are from
     """
 
@@ -127,8 +128,8 @@ class Site:
     tdp_watts: float = 0.0
     utilisation: float = 1.0
     pue: float = 1.0
-    location_kg_per_kwh: float = 0.0
-    market_kg_per_kwh: float = 0.0
+    location_kg_per_kwh: float | None = None
+    market_kg_per_kwh: float | None = None
     source: str = ""
 
 
@@ -158,8 +159,8 @@ def emitted(used: Used, site: Site) -> Emitted | None:
         return None
     kwh = sum(used.joules.values()) / JOULES_PER_KWH * site.pue
 
-    def kilograms(factor: float) -> float | None:
-        return kwh * factor if factor else None
+    def kilograms(factor: float | None) -> float | None:
+        return None if factor is None else kwh * factor
 
     return Emitted(kwh, kilograms(site.location_kg_per_kwh), kilograms(site.market_kg_per_kwh))
 

@@ -105,8 +105,8 @@ class Energy:
     tdp_watts: float
     utilisation: float
     pue: float
-    location_kg_per_kwh: float
-    market_kg_per_kwh: float
+    location_kg_per_kwh: float | None
+    market_kg_per_kwh: float | None
     source: str
     kwh: float | None
     location_kg: float | None

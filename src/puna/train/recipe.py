@@ -280,6 +280,10 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: {value!r} is not a table; write it as [{path}]")
         return {str(key): _value(get_args(kind)[1], item, f"{path}.{key}") for key, item in value.items()}
+    if kind == float | None:
+        if value is None:  # a checkpoint says so; a file leaves the key out
+            return None
+        kind = float
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
