@@ -41,6 +41,7 @@ from puna.guard.pipeline import Pipeline, make
 from puna.prompt.message import Message, TextPart
 from puna.serve.app import Server, Settings
 from puna.serve.guarding import Protections
+from puna.serve.stepping import ThreadStepper
 
 ROOT = Path(__file__).parents[1]
 BAR_MS = 5.0  # for 1,000 characters
@@ -156,7 +157,7 @@ class Running:
         listening = socket.create_server(("127.0.0.1", 0))
         self.screen = screen
         self._url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions"
-        app = Server(assistant, Settings(model="bench", screen=screen)).app
+        app = Server(assistant.prompter, ThreadStepper(assistant), Settings(model="bench", screen=screen)).app
         self._uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False))
         serve = self._uvicorn.serve(sockets=[listening])
         self._thread = threading.Thread(target=lambda: asyncio.run(serve), daemon=True)

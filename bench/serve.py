@@ -7,8 +7,9 @@ are dropped half-way. Counted are errors other than 429, time to the first token
 clients got on (the least over the most tokens of a client). Then the same prompts run alternately through the engine
 alone, ids in and ids out, and as streams of all clients: tokens a second of both, in one process and one sitting.
 
-The server runs in this process, its clients in another one that does little but count. Both share the processors,
-so what clients use is part of what the server seems to cost; it is told beside. Writes
+The server is that of `puna serve`: the model in this process, HTTP in another. The clients are a third process that
+does little but count. All share the processors, so what clients use is part of what the server seems to cost; processor
+time a token is told of each. With --threads 1 on two cores the model has one to itself and the rest the other. Writes
 bench/results/serve-DATE-PROCESSOR.json and prints a table.
 """
 
@@ -19,6 +20,7 @@ import datetime
 import io
 import itertools
 import json
+import os
 import random
 import re
 import resource
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,26 +76,31 @@ def serve_and_measure(chosen: argparse.Namespace) -> None:
 
     import puna
     from puna.bench import machine
-    from puna.serve.app import Server, Settings
+    from puna.serve import apart, app
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     processor = machine.describe(torch.device("cpu")).processor
     begin, before = datetime.datetime.now(datetime.UTC), machine.ticks()
     assistant = puna.load(chosen.model)
-    server = Server(assistant, Settings(model=MODEL))
-    address, stop = listen(server.app)
-    load = ask_clients(address, chosen.clients, chosen.seconds, mixed=True)
+    settings = app.Settings(model=MODEL)
+    listening, url = app.listen("127.0.0.1", 0, settings)
+    address = url.removeprefix("http://").removesuffix("/v1")
     engine, streamed = [], []
-    for number in range(chosen.rounds):
-        wait_until_idle(server)
-        engine.append(engine_alone(assistant, chosen.clients, chosen.engine_seconds))
-        made = Made(server)
-        told = ask_clients(address, chosen.clients, chosen.engine_seconds, mixed=False, during=made)
-        streamed.append(made.rate | {"clients": told})
-        speeds = f"{engine[-1]['tokens_per_second']:.0f} alone, {streamed[-1]['tokens_per_second']:.0f} streamed"
-        print(f"round {number + 1}: {speeds} tokens/s", file=sys.stderr, flush=True)
-    stop()
+    with apart.Face(assistant, settings, None, listening, drain_seconds=10) as face:
+        stepping = threading.Thread(target=face.step)
+        stepping.start()
+        load = ask_clients(address, chosen.clients, chosen.seconds, mixed=True)
+        for number in range(chosen.rounds):
+            wait_until_idle(address)
+            engine.append(engine_alone(assistant, chosen.clients, chosen.engine_seconds))
+            made = Made(address, face.process.pid)
+            told = ask_clients(address, chosen.clients, chosen.engine_seconds, mixed=False, during=made)
+            streamed.append(made.rate | {"clients": told})
+            speeds = f"{engine[-1]['tokens_per_second']:.0f} alone, {streamed[-1]['tokens_per_second']:.0f} streamed"
+            print(f"round {number + 1}: {speeds} tokens/s", file=sys.stderr, flush=True)
+        face.stop()
+        stepping.join()
     disturbance = machine.disturbance(before, machine.ticks())
     alone, served = (statistics.median(each["tokens_per_second"] for each in runs) for runs in (engine, streamed))
     document = {
@@ -116,61 +124,53 @@ def serve_and_measure(chosen: argparse.Namespace) -> None:
     print(f"\n{out}")
 
 
-def listen(app: Any) -> tuple[str, Any]:
-    """Starts to serve in a thread, as `puna serve` does. Returns the address and what ends it."""
-    import socket
-
-    import uvicorn
-
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), name="http", daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-
-    return f"127.0.0.1:{listening.getsockname()[1]}", stop
+def counted(address: str, name: str) -> float:
+    """Returns one number of the server's /metrics."""
+    with urllib.request.urlopen(f"http://{address}/metrics") as reply:
+        line = re.search(rb"^puna_%b\{.*\} (\S+)$" % name.encode(), reply.read(), re.MULTILINE)
+    assert line is not None, "the server counts it"
+    return float(line[1])
 
 
-def wait_until_idle(server: Any) -> None:
+def wait_until_idle(address: str) -> None:
     """Returns once the server works for nobody, so that somebody else may step the engine."""
-    while server.worker.n_open or server.worker.n_running or server.worker.n_waiting:
-        time.sleep(0.01)
+    while any(counted(address, f"num_requests_{state}") for state in ("running", "waiting")):
+        time.sleep(0.1)
 
 
 class Made:
-    """Counts what the server makes between two moments, and what its threads use for that."""
+    """Counts what the server makes between two moments, and what its processes use for that."""
 
-    def __init__(self, server: Any) -> None:
-        self._server = server
+    def __init__(self, address: str, http_pid: int) -> None:
+        self._address = address
+        self._http_pid = http_pid
         self.rate: dict[str, float] = {}
 
     def __call__(self, seconds: float) -> None:
-        tokens, used, begin = self._tokens(), thread_seconds("http"), time.perf_counter()
+        tokens, used, begin = self._tokens(), self._used(), time.perf_counter()
         time.sleep(seconds)
-        passed, n = time.perf_counter() - begin, self._tokens() - tokens
+        n, passed = max(self._tokens() - tokens, 1), time.perf_counter() - begin
+        of_model, of_http = (after - before for before, after in zip(used, self._used(), strict=True))
         self.rate = {
             "tokens_per_second": n / passed,
-            "http_us_per_token": (thread_seconds("http") - used) / max(n, 1) * 1e6,
+            "model_us_per_token": of_model / n * 1e6,
+            "http_us_per_token": of_http / n * 1e6,
         }
 
     def _tokens(self) -> float:
-        line = re.search(rb"^puna_generation_tokens_total\{.*\} (\S+)$", self._server.metrics.text(), re.MULTILINE)
-        assert line is not None, "the server counts its tokens"
-        return float(line[1])
+        return counted(self._address, "generation_tokens_total")
+
+    def _used(self) -> tuple[float, float]:
+        return sum(os.times()[:2]), process_seconds(self._http_pid)
 
 
-def thread_seconds(name: str) -> float:
-    """Returns the processor time of a thread of this process, 0 where the system does not tell."""
-    (thread,) = [each for each in threading.enumerate() if each.name == name]
-    stat = Path(f"/proc/self/task/{thread.native_id}/stat")
+def process_seconds(pid: int) -> float:
+    """Returns the processor time of a process, 0 where the system does not tell."""
+    stat = Path(f"/proc/{pid}/stat")
     if not stat.exists():
         return 0.0
     user, system = stat.read_text().rpartition(") ")[2].split()[11:13]
-    return (int(user) + int(system)) / 100
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def engine_alone(assistant: Any, n_open: int, seconds: float) -> dict[str, float]:
@@ -181,11 +181,12 @@ def engine_alone(assistant: Any, n_open: int, seconds: float) -> dict[str, float
     sampling = Sampling(temperature=0.0, max_new_tokens=MAX_TOKENS, stop_ids=stops)
     prompts = [assistant.prompt([{"role": "user", "content": prompt(i)}]).ids for i in range(N_PROMPTS)]
     numbers, engine, n_tokens, begin = numbers_of_all(n_open), assistant.engine, 0, None
+    used = 0.0
     open_ = {engine.add(Request(ids=prompts[next(of_one)], sampling=sampling)): of_one for of_one in numbers}
     end = time.perf_counter() + SLACK_SECONDS + seconds
     while (now := time.perf_counter()) < end:
         if begin is None and now > end - seconds:
-            begin, n_tokens = now, 0
+            begin, n_tokens, used = now, 0, sum(os.times()[:2])
         for event in engine.step():
             n_tokens += event.token is not None
             if event.finish is not None:
@@ -194,7 +195,8 @@ def engine_alone(assistant: Any, n_open: int, seconds: float) -> dict[str, float
     passed = time.perf_counter() - (begin or end - seconds)
     for number in open_:
         engine.abort(number)
-    return {"tokens_per_second": n_tokens / passed}
+    used = sum(os.times()[:2]) - used
+    return {"tokens_per_second": n_tokens / passed, "model_us_per_token": used / max(n_tokens, 1) * 1e6}
 
 
 def numbers_of_all(n_clients: int) -> list[Iterator[int]]:
@@ -394,12 +396,13 @@ def table(document: dict[str, Any]) -> str:
             + ", ".join(f"{each['p50']:.3f} / {each['p95']:.3f} s" for each in of_streams)
             + " as streams alone"
         )
-    rows.append("round   engine alone   as streams   http thread   clients")
+    rows.append("round   engine alone: processor   as streams: processor of model   of HTTP   of clients")
     for i, (engine, streamed) in enumerate(zip(document["engine"], document["streamed"], strict=True), 1):
-        clients_us = streamed["clients"]["processor_seconds"] / streamed["clients"]["tokens"] * 1e6
+        clients_us = streamed["clients"]["processor_seconds"] / max(streamed["clients"]["tokens"], 1) * 1e6
         rows.append(
-            f"{i:5} {engine['tokens_per_second']:8.0f} tok/s {streamed['tokens_per_second']:6.0f} tok/s "
-            f"{streamed['http_us_per_token']:7.1f} us/tok {clients_us:4.0f} us/tok"
+            f"{i:5} {engine['tokens_per_second']:8.0f} tok/s {engine['model_us_per_token']:5.0f} us/tok"
+            f" {streamed['tokens_per_second']:7.0f} tok/s {streamed['model_us_per_token']:9.0f} us/tok"
+            f" {streamed['http_us_per_token']:4.0f} us/tok {clients_us:5.0f} us/tok"
         )
     rows.append(f"the server takes {document['overhead']:.1%} of the engine's throughput (medians)")
     rows.append(f"others took {document['others']}")

@@ -247,6 +247,93 @@ def load(
     )
 
 
+class Prompter:
+    """What stands before a model: messages to ids and tiles, options to compiled grammars. Needs no weights.
+
+    May be pickled, for a process that has no model.
+    """
+
+    def __init__(self, config: LlamaConfig, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError when the tokenizer is not this model's."""
+        _check_pair(config, tokenizer)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.stop_ids = tokenizer.stop_ids | frozenset(config.stop_ids)
+        self._renderer = Renderer(tokenizer, config.vision)
+
+    def __reduce__(self) -> tuple[type["Prompter"], tuple[LlamaConfig, Tokenizer]]:
+        return Prompter, (self.config, self.tokenizer)
+
+    def prompt(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        *,
+        tool_style: ToolStyle = "pythonic",
+        tools_in: ToolsIn = "system",
+    ) -> Prompt:
+        """Returns the ids and tiles that a model reads to answer."""
+        return self.rendered(messages, _tools(tools), {"tool_style": tool_style, "tools_in": tools_in})[0]
+
+    def text_prompt(self, text: str, images: Sequence[Image.Image] = ()) -> Prompt:
+        """Returns the ids and tiles that a model reads to go on after `text`, which follows the pictures."""
+        return self._renderer.text(text, images)
+
+    def prepare(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        **options: Unpack[ChatOptions],
+    ) -> tuple[Prompt, Options]:
+        """Returns what `respond` has the model read, and how it is answered, grammars compiled: for a `Session`.
+
+        Compiling takes time, so whoever has several users does this outside of the thread that steps.
+        """
+        prompt, others = self.rendered(messages, _tools(tools), options)
+        return prompt, self.compiled(others)
+
+    def compiled(self, options: Options) -> Options:
+        """Returns the options with a compiled grammar in place of whatever says what the text must look like."""
+        named: dict[str, Any] = dict(options)
+        rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
+        if rule is not None:
+            own, more = _stop_ids(options, self.stop_ids), options.get("stop_ids", ())
+            named["grammar"] = self.matcher(rule, own.union(more)) if isinstance(rule, Grammar) else rule
+        compiled: Options = Options(**named)  # type: ignore[typeddict-item]
+        return compiled
+
+    def matcher(self, rule: Grammar, stop_ids: frozenset[int]) -> Matcher:
+        """Returns a grammar at the beginning of a text. Raises PromptError when it cannot be followed."""
+        return self._vocabulary.compile(rule, stop_ids)
+
+    def rendered(
+        self, messages: Sequence[Message | Mapping[str, Any]], tools: Sequence[Tool], options: ChatOptions
+    ) -> tuple[Prompt, Options]:
+        """Returns the rendered prompt, and the options that are left for making the answer."""
+        if not messages:
+            raise PromptError("messages is empty: give at least one message")
+        others: dict[str, Any] = _with_tool_choice(tools, options)
+        written = {name: others.pop(name) for name in ("tool_style", "tools_in") if name in others}
+        reply = others.pop("reply", "new")
+        read = [
+            message if isinstance(message, Message) else Message.from_dict(message, where=f"messages[{i}]")
+            for i, message in enumerate(messages)
+        ]
+        answered: Options = Options(**others)  # type: ignore[typeddict-item]
+        if reply != "continue":
+            return self._renderer.render(read, tools, reply=reply == "new", **written), answered
+        *before, last = read
+        if last.role != "assistant" or last.tool_calls or last.images:
+            raise PromptError("messages: the last one is no text of an assistant, so it cannot be continued")
+        prompt = self._renderer.render(before, tools, **written)
+        return Prompt([*prompt.ids, *self.tokenizer.encode(last.text)], prompt.tiles), answered
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        tokenizer = self.tokenizer
+        return Vocabulary(tokenizer.token_bytes(), sorted(tokenizer.special.values()), tokenizer.encode)
+
+
 class Assistant:
     """A model that chats and completes. Its calls share one engine and what that remembers, and no other state."""
 
@@ -267,7 +354,7 @@ class Assistant:
 
         Raises ConfigError when the tokenizer is not this model's.
         """
-        _check_pair(model.config, tokenizer)
+        self.prompter = Prompter(model.config, tokenizer)
         kv.kv_dtype(kv_dtype, torch.float32)  # a wrong name is wrong now, not when the engine is first needed
         self.model = model
         self.tokenizer = tokenizer
@@ -277,7 +364,6 @@ class Assistant:
         self._proposer = proposer
         self._arrival = arrival
         self._clock = clock
-        self._renderer = Renderer(tokenizer, model.config.vision)
         self._textless_ids = range(tokenizer.vocab_size, model.config.text.vocab_size)
 
     @property
@@ -309,7 +395,7 @@ class Assistant:
         **options: Unpack[ChatOptions],
     ) -> Iterator[str]:
         """Returns the text of the next message piece by piece; tool calls come as the text that they are written in."""
-        prompt, others = self._prompt(messages, _tools(tools), options)
+        prompt, others = self.prompter.rendered(messages, _tools(tools), options)
         return self._texts(prompt, others)
 
     def complete(self, text: str, images: Sequence[Image.Image] = (), **options: Unpack[Options]) -> str | list[str]:
@@ -321,7 +407,7 @@ class Assistant:
         self, text: str, images: Sequence[Image.Image] = (), **options: Unpack[Options]
     ) -> Iterator[str]:
         """Returns the continuation of `text` piece by piece."""
-        return self._texts(self._renderer.text(text, images), options)
+        return self._texts(self.text_prompt(text, images), options)
 
     def respond(
         self,
@@ -331,12 +417,12 @@ class Assistant:
     ) -> Response:
         """Does what `chat` does. Returns also finish reasons, ids, log-probabilities, usage and timings."""
         known = _tools(tools)
-        prompt, others = self._prompt(messages, known, options)
+        prompt, others = self.prompter.rendered(messages, known, options)
         return self._collect(prompt, others, known)
 
     def extend(self, text: str, images: Sequence[Image.Image] = (), **options: Unpack[Options]) -> Response:
         """Does what `complete` does. Returns also finish reasons, ids, log-probabilities, usage and timings."""
-        return self._collect(self._renderer.text(text, images), options, ())
+        return self._collect(self.text_prompt(text, images), options, ())
 
     def prompt(
         self,
@@ -347,7 +433,7 @@ class Assistant:
         tools_in: ToolsIn = "system",
     ) -> Prompt:
         """Returns the ids and tiles that `respond` has the model read."""
-        return self._prompt(messages, _tools(tools), {"tool_style": tool_style, "tools_in": tools_in})[0]
+        return self.prompter.prompt(messages, tools, tool_style=tool_style, tools_in=tools_in)
 
     def prepare(
         self,
@@ -355,26 +441,12 @@ class Assistant:
         tools: Sequence[Tool | Mapping[str, Any]] = (),
         **options: Unpack[ChatOptions],
     ) -> tuple[Prompt, Options]:
-        """Returns what `respond` has the model read, and how it is answered, grammars compiled: for a `Session`.
-
-        Compiling takes time, so whoever has several users does this outside of the thread that steps.
-        """
-        prompt, others = self._prompt(messages, _tools(tools), options)
-        return prompt, self.compiled(others)
-
-    def compiled(self, options: Options) -> Options:
-        """Returns the options with a compiled grammar in place of whatever says what the text must look like."""
-        named: dict[str, Any] = dict(options)
-        rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
-        if rule is not None:
-            own, more = _stop_ids(options, self._stop_ids), options.get("stop_ids", ())
-            named["grammar"] = self._matcher(rule, own.union(more)) if isinstance(rule, Grammar) else rule
-        compiled: Options = Options(**named)  # type: ignore[typeddict-item]
-        return compiled
+        """Does what the prompter's `prepare` does."""
+        return self.prompter.prepare(messages, tools, **options)
 
     def text_prompt(self, text: str, images: Sequence[Image.Image] = ()) -> Prompt:
         """Returns the ids and tiles that `extend` has the model read."""
-        return self._renderer.text(text, images)
+        return self.prompter.text_prompt(text, images)
 
     def answer_all(self, prompts: Sequence[Prompt], **options: Unpack[Options]) -> list[tuple[Answer, ...]]:
         """Returns the n answers to each of many prompts, which are decoded together; the same as one by one.
@@ -401,7 +473,7 @@ class Assistant:
 
     def session(self) -> "Session":
         """Returns a new session on this model. All sessions decode together and share what is remembered of prompts."""
-        return Session(self._engine.open(), self.tokenizer, self._stop_ids, self._matcher)
+        return Session(self._engine.open(), self.tokenizer, self.prompter.stop_ids, self.prompter.matcher)
 
     def forget(self) -> None:
         """Forgets what is remembered of prompts: call it when the model's weights have changed."""
@@ -449,40 +521,6 @@ class Assistant:
         """How many next tokens were guessed since the model was loaded, and how many of those guesses were right."""
         load = self._engine.engine.load
         return load.n_drafted, load.n_accepted
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        tokenizer = self.tokenizer
-        return Vocabulary(tokenizer.token_bytes(), sorted(tokenizer.special.values()), tokenizer.encode)
-
-    def _matcher(self, rule: Grammar, stop_ids: frozenset[int]) -> Matcher:
-        return self._vocabulary.compile(rule, stop_ids)
-
-    @property
-    def _stop_ids(self) -> frozenset[int]:
-        return self.tokenizer.stop_ids | frozenset(self.config.stop_ids)
-
-    def _prompt(
-        self, messages: Sequence[Message | Mapping[str, Any]], tools: Sequence[Tool], options: ChatOptions
-    ) -> tuple[Prompt, Options]:
-        """Returns the rendered prompt, and the options that are left for making the answer."""
-        if not messages:
-            raise PromptError("messages is empty: give at least one message")
-        others: dict[str, Any] = _with_tool_choice(tools, options)
-        written = {name: others.pop(name) for name in ("tool_style", "tools_in") if name in others}
-        reply = others.pop("reply", "new")
-        read = [
-            message if isinstance(message, Message) else Message.from_dict(message, where=f"messages[{i}]")
-            for i, message in enumerate(messages)
-        ]
-        answered: Options = Options(**others)  # type: ignore[typeddict-item]
-        if reply != "continue":
-            return self._renderer.render(read, tools, reply=reply == "new", **written), answered
-        *before, last = read
-        if last.role != "assistant" or last.tool_calls or last.images:
-            raise PromptError("messages: the last one is no text of an assistant, so it cannot be continued")
-        prompt = self._renderer.render(before, tools, **written)
-        return Prompt([*prompt.ids, *self.tokenizer.encode(last.text)], prompt.tiles), answered
 
     def _texts(self, prompt: Prompt, options: Options) -> Iterator[str]:
         if options.get("n", 1) != 1:

@@ -501,11 +501,9 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     try:
-        from puna.serve import app, guarding, metrics
+        from puna.serve import apart, app, guarding, metrics
     except ImportError as error:
         raise DeviceError(f"puna serve needs {error.name}, which is missing: pip install 'puna[serve]'") from error
-    import logging
-
     for name in ("max_open", "drain_seconds", "request_seconds"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
@@ -513,12 +511,10 @@ def _serve(arguments: argparse.Namespace) -> None:
     model = arguments.name or Path(_model_name(arguments.model)).name
     if arguments.host not in app.LOCAL_HOSTS and not keys:
         print(f"warning: others may reach {arguments.host}, and no key is asked of them", file=sys.stderr)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    for name in ("puna.serve", "puna.guard"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    app.log_to_stderr()
     assistant = _assistant(arguments.model, arguments)
-    protections = guarding.Protections(
-        _pipeline(assistant, arguments), system=_system(assistant, arguments), reports=arguments.reports
+    guards = guarding.Guarding(
+        policy=_policy(arguments), system=_system(assistant, arguments), reports=arguments.reports
     )
     settings = app.Settings(
         model=model,
@@ -529,7 +525,6 @@ def _serve(arguments: argparse.Namespace) -> None:
         image_hosts=tuple(arguments.image_host),
         origins=tuple(arguments.origin),
         page=not arguments.no_page,
-        screen=protections,
     )
 
     def say(url: str) -> None:
@@ -537,8 +532,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         _print({"model": model, "url": url}, arguments, f"{model} answers at {url}{page}")
         sys.stdout.flush()
 
-    host, port, drain_seconds = arguments.host, arguments.port, arguments.drain_seconds
-    app.run(assistant, settings, host=host, port=port, drain_seconds=drain_seconds, say=say)
+    run = app.run if guards.needs_model else apart.run
+    where = {"host": arguments.host, "port": arguments.port, "drain_seconds": arguments.drain_seconds}
+    run(assistant, settings, guards, say=say, **where)
 
 
 def _batch(arguments: argparse.Namespace) -> None:

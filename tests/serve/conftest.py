@@ -44,10 +44,13 @@ class Running:
 
     def __init__(self, assistant: Assistant, **settings: Any) -> None:
         from puna.serve.app import Server, Settings
+        from puna.serve.stepping import ThreadStepper
 
         self.listening = listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        self.server = Server(assistant, Settings(**{"model": MODEL} | settings))
+        self.assistant = assistant
+        stepper = ThreadStepper(assistant)
+        self.server = Server(assistant.prompter, stepper, Settings(**{"model": MODEL} | settings))
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="critical", access_log=False))
         serve = self._uvicorn.serve(sockets=[listening])
         self._thread = threading.Thread(target=lambda: asyncio.run(serve), daemon=True)
@@ -72,14 +75,15 @@ class Running:
     def wait_until_busy(self) -> None:
         """Returns once the model works; a request that does not begin in time is a fault."""
         deadline = time.monotonic() + 60
-        while not self.server.worker.n_running:
+        while not self.server.worker.held.n_running:
             assert time.monotonic() < deadline, "the model works for nobody"
             time.sleep(0.001)
 
     def wait_until_idle(self) -> None:
         """Returns once nothing runs and nothing is held; a request that does not end in time is a fault."""
         deadline = time.monotonic() + 60
-        while self.server.worker.n_running or self.server.worker.n_open or self.server.state.n_body_bytes:
+        worker, state = self.server.worker, self.server.state
+        while worker.held.n_running or worker.n_open or state.n_body_bytes:
             assert time.monotonic() < deadline, "the model still works for somebody"
             time.sleep(0.01)
 

@@ -33,7 +33,7 @@ def chat(assistant: Assistant, **fields: Any) -> Job:
 
 def complete(assistant: Assistant, **fields: Any) -> list[Job]:
     request = msgspec.convert({"model": "tiny", "prompt": "ab"} | fields, CompletionRequest)
-    return completion_jobs(assistant, request, Limits())
+    return completion_jobs(assistant.prompter, request, Limits())
 
 
 def asking(*urls: object) -> list[dict[str, Any]]:
@@ -191,7 +191,7 @@ def test_pictures_are_measured_before_they_are_decoded(assistant: Assistant) -> 
         chat(assistant, messages=asking(*[data_url(picture())] * 6))
     request = msgspec.convert({"model": "m", "messages": asking(data_url(picture()))}, ChatRequest)
     with pytest.raises(Refusal, match="more than 10 bytes"):
-        chat_job(assistant, request, Limits(max_image_bytes=10))
+        chat_job(assistant.prompter, request, Limits(max_image_bytes=10))
 
 
 def test_a_damaged_picture_is_the_clients_mistake(assistant: Assistant) -> None:

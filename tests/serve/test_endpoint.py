@@ -61,7 +61,7 @@ def endless(dice: random.Random, stream: bool = True) -> bytes:
 def let_go(server: Running, assistant: Assistant) -> None:
     """Waits until nothing runs, and checks that nothing is held for anybody."""
     server.wait_until_idle()
-    assert server.server.worker.n_running == 0
+    assert server.server.worker.held.n_running == 0
     assert tuple(assistant.engine.load.n_held_blocks) == (0, 0)
     assistant.engine.check_integrity()
 

@@ -53,7 +53,7 @@ def guarded(assistant: Assistant, answer: str) -> Iterator[Running]:
 def wait_until_free(running: Running) -> None:
     """Returns once no block of the cache is held; what was stopped gives its blocks back at the next step."""
     deadline = time.monotonic() + 60
-    while sum(running.server.state.assistant.engine.load.n_held_blocks):
+    while sum(running.assistant.engine.load.n_held_blocks):
         assert time.monotonic() < deadline, "blocks are held for nobody"
         time.sleep(0.01)
 

@@ -14,6 +14,7 @@ import puna
 from puna.chat import Assistant, load
 from puna.serve.app import ROUTES, Server, Settings
 from puna.serve.openapi import document
+from puna.serve.stepping import ThreadStepper
 from tests.serve.conftest import MODEL, Running
 
 jsonschema_rs = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
@@ -21,7 +22,7 @@ jsonschema_rs = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
 
 @pytest.fixture(scope="module")
 def described(assistant: Assistant) -> dict[str, Any]:
-    return document(Server(assistant, Settings(model=MODEL)).state)
+    return document(Server(assistant.prompter, ThreadStepper(assistant), Settings(model=MODEL)).state)
 
 
 def validator(described: dict[str, Any], name: str) -> Any:
@@ -31,7 +32,7 @@ def validator(described: dict[str, Any], name: str) -> Any:
 
 
 def test_every_route_is_described_and_nothing_else(assistant: Assistant, described: dict[str, Any]) -> None:
-    state = Server(assistant, Settings(model=MODEL)).state
+    state = Server(assistant.prompter, ThreadStepper(assistant), Settings(model=MODEL)).state
     served = {re.sub(r":\w+", "", route.path) for of_file in ROUTES for route in of_file(state)}
     assert set(described["paths"]) == {re.sub("^/page/.*", "/page/{name}", path) for path in served}
 
@@ -44,7 +45,7 @@ def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
 
 
 def test_a_key_is_asked_for_where_the_server_has_one(assistant: Assistant) -> None:
-    guarded = document(Server(assistant, Settings(model=MODEL, keys=("k",))).state)
+    guarded = document(Server(assistant.prompter, ThreadStepper(assistant), Settings(model=MODEL, keys=("k",))).state)
     assert (
         guarded["paths"]["/v1/models"]["get"]["security"]
         and "401" in guarded["paths"]["/v1/models"]["get"]["responses"]

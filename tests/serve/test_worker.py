@@ -9,6 +9,7 @@ from puna.chat import Assistant, Options, Piece
 from puna.errors import CapacityError, PromptError, WeightsError
 from puna.prompt.render import Prompt
 from puna.serve.metrics import Metrics
+from puna.serve.stepping import ThreadStepper
 from puna.serve.worker import Answers, Worker
 
 GREEDY = Options(temperature=0.0, max_new_tokens=6)
@@ -16,8 +17,9 @@ GREEDY = Options(temperature=0.0, max_new_tokens=6)
 
 @asynccontextmanager
 async def working(assistant: Assistant, **settings: Any) -> AsyncIterator[Worker]:
-    worker = Worker(assistant, Metrics("m"), **{"max_open": 100} | settings)
-    worker.start()
+    layers = sorted(assistant.config.text.moe_layers)
+    worker = Worker(ThreadStepper(assistant), Metrics("m"), layers=layers, **{"max_open": 100} | settings)
+    await worker.start()
     try:
         yield worker
     finally:
@@ -55,11 +57,11 @@ def test_leaving_frees_the_model_at_the_next_step(assistant: Assistant) -> None:
         endless = (assistant.text_prompt("a"), Options(temperature=0.0, max_new_tokens=2000, n=3))
         async with working(assistant) as worker:
             async with worker.answer([endless, endless]) as answers:
-                while worker.n_running < 6:
+                while worker.held.n_running < 6:
                     await answers.next()
             # What is asked after leaving is taken in later, so its answer says that leaving took effect.
             await worker.prompt_logprobs(assistant.text_prompt("a"), 0)
-            assert worker.n_running == 0
+            assert worker.held.n_running == 0
             assert tuple(assistant.engine.load.n_held_blocks) == (0, 0)
 
     asyncio.run(ask())
@@ -98,7 +100,7 @@ def test_a_client_that_leaves_while_it_queues_leaves_nothing_behind(assistant: A
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             await worker.prompt_logprobs(assistant.text_prompt("a"), 0)
-            assert worker.n_running == 0
+            assert worker.held.n_running == 0
 
     asyncio.run(ask())
 
@@ -134,7 +136,7 @@ def test_a_failing_step_ends_what_runs_and_the_worker_goes_on(assistant: Assista
 
 
 def test_places_are_bounded_and_given_back(assistant: Assistant) -> None:
-    worker = Worker(assistant, Metrics("m"), max_open=3)
+    worker = Worker(ThreadStepper(assistant), Metrics("m"), layers=[], max_open=3)
     with worker.place(2):
         with worker.place(1), pytest.raises(CapacityError, match="at most 3"), worker.place(1):
             pass
@@ -150,7 +152,7 @@ def test_prompt_logprobs_are_those_of_the_assistant(assistant: Assistant) -> Non
     assert asyncio.run(ask()) == assistant.prompt_logprobs(assistant.text_prompt("abc"), 2)
 
 
-def test_pieces_are_handed_on_together_after_a_pause_but_an_end_at_once() -> None:
+def test_whoever_is_late_gets_what_has_come_at_once_and_a_failure_ends_it() -> None:
     def piece(text: str, finish: Any = None) -> Piece:
         return Piece(0, text, 1, None, finish)
 
@@ -160,13 +162,11 @@ def test_pieces_are_handed_on_together_after_a_pause_but_an_end_at_once() -> Non
     async def follow() -> None:
         answers = Answers(lambda *_: None)
         answers.put(0, piece("a"))
-        assert answers.hand_on(50.0, pause_seconds=2.0) and await take(answers) == "a"
+        assert await take(answers) == "a"
         answers.put(0, piece("b"))
-        assert not answers.hand_on(51.0, pause_seconds=2.0)
         answers.put(0, piece("c"))
-        assert answers.hand_on(52.0, pause_seconds=2.0) and await take(answers) == "bc"
         answers.put(0, piece("d", finish="stop"))
-        assert answers.hand_on(53.0, pause_seconds=2.0) and await take(answers) == "d"
+        assert await take(answers) == "bcd"
         answers.fail(WeightsError("gone"))
         with pytest.raises(WeightsError):
             await answers.next()

@@ -97,8 +97,8 @@ class Vocabulary:
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())
             raise PromptError(f"{grammar.field}: cannot be followed: {reason[:300]}; change the grammar")
-        begun = Matcher(self, matcher, stop_ids)
-        free = Matcher(self, matcher, frozenset())
+        begun = Matcher(self, matcher, stop_ids, grammar)
+        free = Matcher(self, matcher, frozenset(), grammar)
         if not begun.may_end and not self.fill([(free, ())], self.end_id).any():
             raise PromptError(f"{grammar.field}: allows no text, or takes too much work to follow; change the grammar")
         return begun
@@ -135,16 +135,23 @@ class Vocabulary:
 
 
 class Matcher:
-    """How far one text has got in its grammar. `stop_ids` may end it where the grammar is satisfied."""
+    """How far one text has got in its grammar. `stop_ids` may end it where the grammar is satisfied.
 
-    def __init__(self, vocabulary: Vocabulary, state: "LLMatcher", stop_ids: frozenset[int]) -> None:
+    `grammar` is what it was compiled from, and what a pickled one becomes again: there it is compiled anew.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, state: "LLMatcher", stop_ids: frozenset[int], grammar: Grammar) -> None:
         self.vocabulary = vocabulary
         self.state = state
         self.stop_ids = stop_ids
+        self.grammar = grammar
+
+    def __reduce__(self) -> tuple[type[Grammar], tuple[str, str]]:
+        return Grammar, (self.grammar.field, self.grammar.text)
 
     def fork(self) -> "Matcher":
         """Returns an independent copy, so that several samples can go on from one prompt."""
-        return Matcher(self.vocabulary, self.state.deep_copy(), self.stop_ids)
+        return Matcher(self.vocabulary, self.state.deep_copy(), self.stop_ids, self.grammar)
 
     @property
     def is_complete(self) -> bool:

@@ -70,6 +70,7 @@ class Tokenizer:
         self.stop_ids: frozenset[int] = frozenset(special[stop] for stop in STOP_NAMES if stop in special)
         self.vocab_size: int = 1 + max(chain(ranks.values(), special.values()))
         self._special_ids = frozenset(special.values())
+        self._made_of = dict(ranks), dict(special), pattern, name
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -85,6 +86,10 @@ class Tokenizer:
         ranks = _read_model(file)
         special = {name: len(ranks) + index for index, name in enumerate(SPECIAL_NAMES)}
         return cls(ranks=ranks, special=special, pattern=SPLIT_PATTERN, name=str(file))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets another process have it."""
+        return _made, self._made_of
 
     @property
     def bos_id(self) -> int:
@@ -135,6 +140,10 @@ class Tokenizer:
         except (KeyError, OverflowError, TypeError):
             return False
         return True
+
+
+def _made(ranks: dict[bytes, int], special: dict[str, int], pattern: str, name: str) -> Tokenizer:
+    return Tokenizer(ranks=ranks, special=special, pattern=pattern, name=name)
 
 
 def _split_runs(text: str) -> Iterator[str]:

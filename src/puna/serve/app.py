@@ -1,17 +1,20 @@
 """The server: its routes, and its end.
 
-In: an assistant and settings. Out: an ASGI application, and `run`, which serves it until it is told to stop. On SIGTERM
-nothing new is accepted, what runs is finished, a second signal ends at once.
+In: what stands before a model, who runs it, and settings. Out: an ASGI application, and `run`, which serves it until it
+is told to stop. On SIGTERM nothing new is accepted, what runs is finished, a second signal ends at once.
 Not here: what the routes do. Each file of routes has a function `routes` that `ROUTES` lists; it is given the `State`
 that all share.
 """
 
 import contextlib
+import logging
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,16 +25,20 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from puna.chat import Assistant
+from puna.chat import Assistant, Prompter
 from puna.errors import CapacityError, ConfigError, PromptError
 from puna.serve import chat, completions, look, messages, models, moderations, openapi, responses, tokens
 from puna.serve.convert import Refusal
-from puna.serve.endpoint import refusal_from, refused
+from puna.serve.cork import CorkedProtocol
+from puna.serve.endpoint import refused
 from puna.serve.front import Keys, Log
-from puna.serve.guarding import announced
+from puna.serve.guarding import Guarding, announced
+from puna.serve.refusal import refusal_from
 from puna.serve.state import Settings, State
+from puna.serve.stepping import ThreadStepper
+from puna.serve.worker import Stepper
 
-__all__ = ["LOCAL_HOSTS", "ROUTES", "Server", "Settings", "run"]
+__all__ = ["LOCAL_HOSTS", "ROUTES", "Listener", "Server", "Settings", "listen", "log_to_stderr", "run"]
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -50,10 +57,12 @@ ROUTES: list[Callable[[State], list[Any]]] = [
 
 
 class Server:
-    """One assistant behind HTTP. `app` is the ASGI application; `drain` begins the end."""
+    """One model behind HTTP. `app` is the ASGI application; `drain` begins the end."""
 
-    def __init__(self, assistant: Assistant, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
-        self.state = State(assistant, settings, clock)
+    def __init__(
+        self, prompter: Prompter, stepper: Stepper, settings: Settings, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.state = State(prompter, stepper, settings, clock)
         self.worker = self.state.worker
         self.metrics = self.state.metrics
         self.app = _application(self.state)
@@ -63,14 +72,23 @@ class Server:
         self.state.is_draining = True
 
 
+@contextlib.asynccontextmanager
+async def running(state: State) -> AsyncIterator[None]:
+    """Has requests answered for as long as it is entered."""
+    await state.worker.start()
+    state.watch.start()
+    try:
+        yield
+    finally:
+        state.watch.stop()
+        await state.worker.stop()
+
+
 def _application(state: State) -> ASGIApp:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        state.worker.start()
-        try:
+        async with running(state):
             yield
-        finally:
-            await state.worker.stop()
 
     async def tell(request: Request, error: Exception) -> Response:
         return refused(refusal_from(error), request.url.path)
@@ -88,27 +106,37 @@ def _for_pages_of(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
     return CORSMiddleware(app, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=headers)
 
 
-class _Uvicorn(uvicorn.Server):
-    """Ends with exit code 0 after the first signal once all is finished, and at once after the second."""
+class Listener(uvicorn.Server):
+    """Serves on a socket. Ends after the first signal once all is finished, and at once after the second."""
 
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_drain = on_drain
+    def __init__(self, server: Server, *, drain_seconds: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                server.app,
+                http=CorkedProtocol,
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=drain_seconds,
+            )
+        )
+        self._server = server
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_drain()
+        self._server.drain()
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
-def run(
-    assistant: Assistant, settings: Settings, *, host: str, port: int, drain_seconds: int, say: Callable[[str], None]
-) -> None:
-    """Serves until SIGINT or SIGTERM, then finishes what runs for at most `drain_seconds`.
+class Address(NamedTuple):
+    """A socket that takes connections, and what clients call it."""
 
-    `say` gets the address that clients use, once connections to it are taken. Raises ConfigError when the address is
-    not free.
-    """
+    listening: socket.socket
+    url: str
+
+
+def listen(host: str, port: int, settings: Settings) -> Address:
+    """Takes connections from now on, which wait until somebody serves. Raises ConfigError where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=2048)
@@ -116,14 +144,34 @@ def run(
         raise ConfigError(f"--host {host} --port {port}: {error}; choose another, or 0 for any free port") from error
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # ends connections whose other side reads nothing, with what they hold
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * settings.stall_seconds))
-    server = Server(assistant, settings)
-    config = uvicorn.Config(
-        server.app,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=drain_seconds,
-    )
     shown = f"[{host}]" if family == socket.AF_INET6 else host
-    say(f"http://{shown}:{listening.getsockname()[1]}/v1")
-    _Uvicorn(config, server.drain).run(sockets=[listening])
+    return Address(listening, f"http://{shown}:{listening.getsockname()[1]}/v1")
+
+
+def run(
+    assistant: Assistant,
+    settings: Settings,
+    guarding: Guarding | None = None,
+    *,
+    host: str,
+    port: int,
+    drain_seconds: int,
+    say: Callable[[str], None],
+) -> None:
+    """Serves in this process until SIGINT or SIGTERM, then finishes what runs for at most `drain_seconds`.
+
+    `say` gets the address that clients use, once connections to it are taken. Raises ConfigError when the address is
+    not free. Where the model may have the process to itself, `apart.run` serves more.
+    """
+    address = listen(host, port, settings)
+    screen = None if guarding is None else guarding.protections(assistant)
+    server = Server(assistant.prompter, ThreadStepper(assistant), replace(settings, screen=screen))
+    say(address.url)
+    Listener(server, drain_seconds=drain_seconds).run(sockets=[address.listening])
+
+
+def log_to_stderr() -> None:
+    """Has the server's log written, one line for each request."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    for name in ("puna.serve", "puna.guard"):
+        logging.getLogger(name).setLevel(logging.INFO)

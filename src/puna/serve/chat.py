@@ -11,8 +11,9 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from puna.serve import making, schema
-from puna.serve.endpoint import Endpoint, failed_event, send_document, send_events
+from puna.serve.endpoint import Endpoint, failed_event
 from puna.serve.making import ChatMaking
+from puna.serve.sending import send_document, send_events
 from puna.serve.state import State
 from puna.serve.stream import Events
 
@@ -28,7 +29,7 @@ async def _answer(state: State, asked: schema.ChatRequest, send: Send) -> None:
         ids = made.jobs[0].prompt.ids if asked.return_token_ids else UNSET
         if asked.stream:
             events = _events(made, Events(head, asked.stream_options, ids))
-            await send_events(state, send, events, failed=failed_event)
+            await send_events(state.watch, send, events, failed=failed_event)
         else:
             choices = await made.whole()
             answer = schema.ChatCompletion(**head, choices=choices, usage=made.usage(), prompt_token_ids=ids)

@@ -9,8 +9,9 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from puna.serve import making, schema
-from puna.serve.endpoint import Endpoint, failed_event, send_document, send_events
+from puna.serve.endpoint import Endpoint, failed_event
 from puna.serve.making import CompletionMaking
+from puna.serve.sending import send_document, send_events
 from puna.serve.state import State
 from puna.serve.stream import Events
 
@@ -24,7 +25,7 @@ async def _answer(state: State, asked: schema.CompletionRequest, send: Send) -> 
     head = state.head("cmpl-", "text_completion", asked.request_id)
     async with making.completion(state, asked) as made:
         if asked.stream:
-            await send_events(state, send, _events(made, Events(head, asked.stream_options)), failed=failed_event)
+            await send_events(state.watch, send, _events(made, Events(head, asked.stream_options)), failed=failed_event)
         else:
             choices = await made.whole()
             await send_document(send, schema.Completion(**head, choices=choices, usage=made.usage()))

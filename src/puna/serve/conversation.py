@@ -1,16 +1,21 @@
-"""A conversation of another API on its way to chat's: messages, and what each of their fields was called before.
+"""A conversation of another API on its way to chat's and back: messages, names of their fields, and events.
 
-In: turns, parts and calls as `messages` and `responses` read them. Out: messages in the shape of chat's API, and errors
-that name the field which the client sent instead of the one that it became.
+In: turns, parts and calls as `messages` and `responses` read them. Out: messages in the shape of chat's API, errors
+that name the field which the client sent instead of the one that it became, and the other API's events.
 Not here: what the fields mean (`convert`).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
 
 from puna.errors import PromptError
-from puna.serve.convert import Refusal, refusal_of
+from puna.serve.making import ChatMaking
+from puna.serve.refusal import Refusal, refusal_of
+from puna.serve.schema import ChatChunkChoice, Usage
+from puna.serve.stream import named_event
 
 
 class Conversation:
@@ -82,3 +87,27 @@ def _renamed(refusal: Refusal, names: Mapping[str, str]) -> Refusal:
         kind=body.type,
         headers=refusal.headers,
     )
+
+
+class Growing(Protocol):
+    """An answer of another API in the making: turns chunks of chat into that API's events."""
+
+    def open(self) -> Sequence[msgspec.Struct]:
+        """Returns the first events."""
+        ...
+
+    def push(self, chunk: ChatChunkChoice) -> Sequence[msgspec.Struct]:
+        """Returns the events of a chunk."""
+        ...
+
+    def close(self, usage: Usage) -> Sequence[msgspec.Struct]:
+        """Returns the last events."""
+        ...
+
+
+async def events(made: ChatMaking, growing: Growing) -> AsyncIterator[bytes]:
+    """Yields the events of an answer as they come, each named as its value is tagged."""
+    yield b"".join(map(named_event, growing.open()))
+    async for chunks in made.chunks():
+        yield b"".join(named_event(event) for chunk in chunks for event in growing.push(chunk))
+    yield b"".join(map(named_event, growing.close(made.usage())))

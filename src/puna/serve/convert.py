@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from puna.chat import Assistant, Options
+from puna.chat import Options, Prompter
 from puna.prompt.message import Message, TextPart, Tool
 from puna.prompt.render import Prompt
 from puna.serve.limits import Limits
@@ -65,7 +65,7 @@ def n_choices(request: ChatRequest | CompletionRequest, limits: Limits) -> int:
 
 
 def chat_job(
-    assistant: Assistant,
+    prompter: Prompter,
     request: ChatRequest,
     limits: Limits,
     fetch: Fetch = refuse_fetching,
@@ -75,13 +75,13 @@ def chat_job(
 
     `prepare` is what protections make of the conversation before the model reads it.
     """
-    job = unchecked_chat_job(assistant, request, limits, fetch, prepare)
-    _check_context(assistant, job.prompt, _limit(request), least=1)
+    job = unchecked_chat_job(prompter, request, limits, fetch, prepare)
+    _check_context(prompter, job.prompt, _limit(request), least=1)
     return job
 
 
 def unchecked_chat_job(
-    assistant: Assistant,
+    prompter: Prompter,
     request: ChatRequest,
     limits: Limits,
     fetch: Fetch = refuse_fetching,
@@ -105,11 +105,11 @@ def unchecked_chat_job(
         names[rule.option] = rule.param
     messages = prepare(read_messages(request.messages, limits, fetch))
     with called(names):
-        prompt, options = assistant.prepare(messages, calling.tools, **named)
+        prompt, options = prompter.prepare(messages, calling.tools, **named)
     return Job(prompt, options, options.get("n", 1), "", calling.tools, tuple(messages))
 
 
-def completion_jobs(assistant: Assistant, request: CompletionRequest, limits: Limits) -> list[Job]:
+def completion_jobs(prompter: Prompter, request: CompletionRequest, limits: Limits) -> list[Job]:
     """Returns one job per prompt, in order. Raises Refusal or PromptError."""
     require(request.suffix is None, "suffix", "is not supported: this model only writes onwards")
     n = 1 if request.n is None else request.n
@@ -123,30 +123,30 @@ def completion_jobs(assistant: Assistant, request: CompletionRequest, limits: Li
     if rule is not None:
         named[rule.option] = rule.value
     with called({} if rule is None else {rule.option: rule.param}):
-        options = assistant.compiled(Options(**named))  # type: ignore[typeddict-item]
+        options = prompter.compiled(Options(**named))  # type: ignore[typeddict-item]
     jobs = []
     for where, given in _prompts(request.prompt):
-        prompt = _prompt(assistant, request, given)
-        _check_ids(assistant, prompt, where)
-        _check_context(assistant, prompt, limit, least=0 if reads_only else 1)
+        prompt = _prompt(prompter, request, given)
+        _check_ids(prompter, prompt, where)
+        _check_context(prompter, prompt, limit, least=0 if reads_only else 1)
         if request.echo and request.logprobs is not None:
-            _check_echo(assistant, prompt, limits)
-        text = given if isinstance(given, str) else assistant.tokenizer.decode_bytes(given).decode("utf-8", "replace")
+            _check_echo(prompter, prompt, limits)
+        text = given if isinstance(given, str) else prompter.tokenizer.decode_bytes(given).decode("utf-8", "replace")
         messages = (Message("user", (TextPart(text),)),)
         jobs.append(Job(prompt, options, 0 if reads_only else n, text, (), messages))
     return jobs
 
 
-def tokenized(assistant: Assistant, request: TokenizeRequest, limits: Limits) -> list[int]:
+def tokenized(prompter: Prompter, request: TokenizeRequest, limits: Limits) -> list[int]:
     """Returns the ids of a text or of a conversation. Raises Refusal or PromptError."""
     require((request.prompt is None) != (request.messages is None), "prompt", "or messages: give one of the two")
     if request.messages is not None:
         tools = read_tools(request.tools, limits)
-        return assistant.prompt(read_messages(request.messages, limits), tools).ids
+        return prompter.prompt(read_messages(request.messages, limits), tools).ids
     require(not request.tools, "tools", "belong to messages, not to a prompt")
     assert request.prompt is not None, "checked above"
-    ids = assistant.tokenizer.encode(request.prompt)
-    return [assistant.tokenizer.bos_id, *ids] if request.add_special_tokens else ids
+    ids = prompter.tokenizer.encode(request.prompt)
+    return [prompter.tokenizer.bos_id, *ids] if request.add_special_tokens else ids
 
 
 def read_messages(documents: Sequence[dict[str, Any]], limits: Limits, fetch: Fetch = refuse_fetching) -> list[Message]:
@@ -180,10 +180,10 @@ def _refuse_chat_fields(request: ChatRequest) -> None:
     require(not request.store, "store", "is true, but nothing is stored here: leave it out")
 
 
-def _prompt(assistant: Assistant, request: CompletionRequest, given: str | list[int]) -> Prompt:
+def _prompt(prompter: Prompter, request: CompletionRequest, given: str | list[int]) -> Prompt:
     if not isinstance(given, str):
         return Prompt(list(given), None)
-    prompt = assistant.text_prompt(given)
+    prompt = prompter.text_prompt(given)
     if request.add_special_tokens is False:
         require(len(prompt.ids) > 1, "prompt", "is empty without its begin_of_text: give a text")
         return Prompt(prompt.ids[1:], None)
@@ -206,9 +206,9 @@ def _is_list(prompt: str | list[str | int | list[int]]) -> bool:
     return isinstance(prompt, list) and not all(isinstance(item, int) for item in prompt)
 
 
-def _check_ids(assistant: Assistant, prompt: Prompt, where: str) -> None:
+def _check_ids(prompter: Prompter, prompt: Prompt, where: str) -> None:
     require(len(prompt.ids) > 0, where, "is empty: give a text or token ids")
-    size, patch_id = assistant.tokenizer.vocab_size, assistant.config.patch_id
+    size, patch_id = prompter.tokenizer.vocab_size, prompter.config.patch_id
     strange = next((id_ for id_ in prompt.ids if not 0 <= id_ < size or id_ == patch_id), None)
     require(strange is None, where, f"holds {strange}: give ids of text, 0 to {size - 1}")
 
@@ -217,8 +217,8 @@ def _limit(request: ChatRequest) -> int | None:
     return request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
 
 
-def _check_context(assistant: Assistant, prompt: Prompt, limit: int | None, *, least: int) -> None:
-    context_len, asked = assistant.config.text.context_len, least if limit is None else limit
+def _check_context(prompter: Prompter, prompt: Prompt, limit: int | None, *, least: int) -> None:
+    context_len, asked = prompter.config.text.context_len, least if limit is None else limit
     if len(prompt.ids) + asked > context_len:
         raise Refusal(
             400,
@@ -229,9 +229,9 @@ def _check_context(assistant: Assistant, prompt: Prompt, limit: int | None, *, l
         )
 
 
-def _check_echo(assistant: Assistant, prompt: Prompt, limits: Limits) -> None:
-    n_bytes = 4 * len(prompt.ids) * assistant.config.text.vocab_size
-    most = limits.max_echo_bytes // (4 * assistant.config.text.vocab_size)
+def _check_echo(prompter: Prompter, prompt: Prompt, limits: Limits) -> None:
+    n_bytes = 4 * len(prompt.ids) * prompter.config.text.vocab_size
+    most = limits.max_echo_bytes // (4 * prompter.config.text.vocab_size)
     require(
         n_bytes <= limits.max_echo_bytes,
         "prompt",

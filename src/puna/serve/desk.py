@@ -8,7 +8,8 @@ import asyncio
 from typing import Any, NamedTuple
 
 from puna.chat import Assistant
-from puna.serve.app import Server, Settings
+from puna.serve.app import Server, Settings, running
+from puna.serve.stepping import ThreadStepper
 
 
 class Reply(NamedTuple):
@@ -22,14 +23,15 @@ class Desk:
     """One assistant that answers posts: `async with Desk(...) as desk`. For one event loop."""
 
     def __init__(self, assistant: Assistant, settings: Settings) -> None:
-        self._server = Server(assistant, settings)
+        self._server = Server(assistant.prompter, ThreadStepper(assistant), settings)
 
     async def __aenter__(self) -> "Desk":
-        self._server.worker.start()
+        self._running = running(self._server.state)
+        await self._running.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._server.worker.stop()
+    async def __aexit__(self, *told: Any) -> None:
+        await self._running.__aexit__(*told)
 
     async def post(self, path: str, body: bytes) -> Reply:
         """Returns what the server answers to a post of `body` to `path`. Cancelling it drops the answer."""

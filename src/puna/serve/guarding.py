@@ -8,6 +8,7 @@ Not here: judging (`guard`), HTTP (`moderations`).
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from puna.chat import Piece
+from puna.chat import Assistant, Piece
+from puna.guard import pipeline
 from puna.guard.gate import Gate
 from puna.guard.guarded import with_system
 from puna.guard.pipeline import Pipeline
@@ -24,6 +26,24 @@ from puna.guard.policy import Policy
 from puna.guard.ruling import SECONDS, Ruling
 from puna.prompt.message import Message
 from puna.serve.screen import Conversations, MakeScreen, Pieces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarding:
+    """How protections are made: by a policy. `system` and `reports` as of `Protections`. May be pickled."""
+
+    policy: Policy
+    system: str | None = None
+    reports: Path | None = None
+
+    @property
+    def needs_model(self) -> bool:
+        """Says whether the served model itself judges, which only the process that has it can ask."""
+        return self.policy.content == "judge" and "content" in self.policy.guards
+
+    def protections(self, assistant: Assistant | None = None) -> "Protections":
+        """Returns the protections. Raises WeightsError or ConfigError for a guard that cannot be had."""
+        return Protections(pipeline.make(self.policy, assistant), system=self.system, reports=self.reports)
 
 
 class Protections:

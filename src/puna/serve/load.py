@@ -25,6 +25,11 @@ class Held(NamedTuple):
     n_drafted: int
     n_accepted: int
 
+    @classmethod
+    def nothing(cls) -> "Held":
+        """Returns what an engine holds before its first step."""
+        return cls(0, 0, 0.0, 0, 0, 0, 0, 0)
+
 
 class Load(Collector):
     """Collects from `held` and `expert_counts`, by layer and expert; `layers` are the numbers of those with experts."""

@@ -19,14 +19,13 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from puna import __version__
 from puna.guard import hazards, persona
-from puna.serve.endpoint import json_response
+from puna.serve.sending import json_response
 from puna.serve.state import State
 
 SECONDS_BETWEEN_SAMPLES = 1.0
@@ -93,7 +92,7 @@ async def _send_file(file: _File, request: Request) -> Response:
 
 
 async def _model(state: State, _: Request) -> Response:
-    config, limits = state.assistant.config, state.settings.limits
+    config, limits = state.prompter.config, state.settings.limits
     vision = config.vision
     return json_response(
         {
@@ -117,20 +116,15 @@ async def _model(state: State, _: Request) -> Response:
             "hazards": hazards.NAMES,
             "abilities": {
                 "grammars": importlib.util.find_spec("llguidance") is not None,
-                "routed_experts": bool(config.text.moe_layers) and not _has_ranks(),
+                "routed_experts": state.worker.tells_routes,
                 "guards": state.settings.screen is not None,
             },
         }
     )
 
 
-def _has_ranks() -> bool:
-    """Says whether several ranks run the model: those do not tell each other their routes."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 async def _experts(state: State, _: Request) -> Response:
-    return json_response({"counts": state.worker.expert_counts()})
+    return json_response({"counts": await state.worker.expert_counts()})
 
 
 async def _live(state: State, _: Request) -> Response:
@@ -151,12 +145,11 @@ async def _samples(state: State) -> AsyncIterator[bytes]:
 
 
 def _sample(state: State, rates: dict[str, float]) -> dict[str, Any]:
-    load = state.worker.load
-    pools = [(held, n) for held, n in zip(load.n_held_blocks, load.n_blocks, strict=True) if n]
+    held = state.worker.held
     return {
-        "running": load.n_running,
-        "waiting": load.n_waiting,
-        "kv_use": max((held / n for held, n in pools), default=None),  # of the pool that is fuller
+        "running": held.n_running,
+        "waiting": held.n_waiting,
+        "kv_use": held.kv_use,
         "read_per_second": rates["prompt_tokens"],
         "generated_per_second": rates["generation_tokens"],
     }

@@ -102,7 +102,7 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
 
     Raises Refusal, PromptError or CapacityError before anything is made.
     """
-    limits, tokenizer = state.settings.limits, state.assistant.tokenizer
+    limits, tokenizer = state.settings.limits, state.prompter.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
         job = await _chat_job(state, asked, convert.chat_job)
         screen = _screen(state, [job.messages])
@@ -129,10 +129,10 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
 @contextlib.asynccontextmanager
 async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIterator[CompletionMaking]:
     """Gives the continuations of one or more prompts, as `chat` does."""
-    limits, tokenizer = state.settings.limits, state.assistant.tokenizer
+    limits, tokenizer = state.settings.limits, state.prompter.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
         async with state.converting:
-            jobs = await asyncio.to_thread(convert.completion_jobs, state.assistant, asked, limits)
+            jobs = await asyncio.to_thread(convert.completion_jobs, state.prompter, asked, limits)
         n = 1 if asked.n is None else asked.n
         screen = _screen(state, [job.messages for job in jobs])
         growing = [
@@ -162,11 +162,11 @@ async def prompt_len(state: State, asked: schema.ChatRequest) -> int:
 
 async def _chat_job(state: State, asked: schema.ChatRequest, convert_chat: Callable[..., Job]) -> Job:
     if _is_light(state, asked):
-        return convert_chat(state.assistant, asked, state.settings.limits)
+        return convert_chat(state.prompter, asked, state.settings.limits)
     fetch = await _fetched(state, asked)
     async with state.converting:
         chat_job = partial(convert_chat, prepare=state.prepare, fetch=fetch)
-        return await asyncio.to_thread(chat_job, state.assistant, asked, state.settings.limits)
+        return await asyncio.to_thread(chat_job, state.prompter, asked, state.settings.limits)
 
 
 def _is_light(state: State, asked: schema.ChatRequest) -> bool:
@@ -232,7 +232,7 @@ def _aborted(*, is_late: bool) -> Refusal:
 
 
 def _routing(state: State) -> stream.Routing:
-    text = state.assistant.config.text
+    text = state.prompter.config.text
     return stream.Routing(sorted(text.moe_layers), text.n_experts if text.moe_layers else 0)
 
 

@@ -7,7 +7,7 @@ Where the two APIs differ: the prompt's remembered tokens are not among `input_t
 person's turn; the last turn may be an assistant's, and the answer goes on from it.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.routing import Route
@@ -15,12 +15,12 @@ from starlette.types import Send
 
 from puna.serve import making
 from puna.serve import messages_schema as shapes
-from puna.serve.conversation import Conversation, named
+from puna.serve.conversation import Conversation, events, named
 from puna.serve.convert import Refusal
-from puna.serve.endpoint import ANTHROPIC_KINDS, Endpoint, send_document, send_events
-from puna.serve.making import ChatMaking
+from puna.serve.endpoint import ANTHROPIC_KINDS, Endpoint
 from puna.serve.messages_stream import GrowingMessage
 from puna.serve.schema import ChatRequest
+from puna.serve.sending import send_document, send_events
 from puna.serve.state import State, new_id
 from puna.serve.stream import named_event
 
@@ -47,18 +47,13 @@ async def _answer(state: State, asked: shapes.MessagesRequest, send: Send) -> No
         async with making.chat(state, request) as made:
             growing = GrowingMessage(new_id("msg_"), state.settings.model, made.usage())
             if asked.stream:
-                await send_events(state, send, _events(made, growing), failed=_failed, ping=named_event(shapes.Ping()))
+                await send_events(
+                    state.watch, send, events(made, growing), failed=_failed, ping=named_event(shapes.Ping())
+                )
             else:
-                async for _ in _events(made, growing):
+                async for _ in events(made, growing):
                     pass
                 await send_document(send, growing.message)
-
-
-async def _events(made: ChatMaking, growing: GrowingMessage) -> AsyncIterator[bytes]:
-    yield b"".join(map(named_event, growing.open()))
-    async for chunks in made.chunks():
-        yield b"".join(named_event(event) for chunk in chunks for event in growing.push(chunk))
-    yield b"".join(map(named_event, growing.close(made.usage())))
 
 
 async def _count(state: State, asked: shapes.CountRequest, send: Send) -> None:

@@ -7,9 +7,12 @@ vLLM work.
 Source of names: vllm-project/vllm `docs/design/metrics.md`.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 PREFIX, VLLM_PREFIX = "puna_", "vllm:"
@@ -77,6 +80,34 @@ class Metrics:
         counter = Counter(self.prefix + name, text, ("model_name",), registry=self._registry)
         return counter.labels(self.model)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(self.prefix + name, text, ("model_name",), buckets=buckets, registry=self._registry)
-        return histogram.labels(self.model)
+    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> "Histogram":
+        histogram = Histogram(self.prefix + name, text, self.model, bounds)
+        self.add(histogram)
+        return histogram
+
+
+class Histogram(Collector):
+    """Counts numbers by size, many equal ones at once: every token is counted. For one thread, unlike Prometheus' own.
+
+    `bounds` are the largest numbers of each bucket, in order; a last one takes all that is larger.
+    """
+
+    def __init__(self, name: str, text: str, model: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._model = model
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, number: float, n: int = 1) -> None:
+        """Counts a number `n` times."""
+        self._counts[bisect_left(self._bounds, number)] += n
+        self._sum += number * n
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the counts as they are now."""
+        family = HistogramMetricFamily(self._name, self._text, labels=("model_name",))
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        family.add_metric((self._model,), list(zip(bounds, accumulate(self._counts), strict=True)), self._sum)
+        yield family

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from puna import __version__
 from puna.serve import schema
-from puna.serve.endpoint import json_response
+from puna.serve.sending import json_response
 from puna.serve.state import State
 
 
@@ -30,7 +30,7 @@ def routes(state: State) -> list[Route]:
 
 async def _health(state: State, _: Request) -> Response:
     alive = state.worker.is_alive
-    return json_response({"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503)
+    return json_response({"status": "ok" if alive else "the model does not run any more"}, 200 if alive else 503)
 
 
 async def _ready(state: State, _: Request) -> Response:
@@ -48,6 +48,7 @@ async def _version(_: Request) -> Response:
 
 
 async def _metrics(state: State, _: Request) -> Response:
+    await state.worker.expert_counts()
     return Response(state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

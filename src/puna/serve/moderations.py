@@ -30,9 +30,10 @@ from puna.guard.ruling import Finding
 from puna.guard.verdict import Verdict
 from puna.prompt.message import Message
 from puna.serve import convert, schema
-from puna.serve.endpoint import Endpoint, json_response, send_document
+from puna.serve.endpoint import Endpoint
 from puna.serve.guarding import Protections
 from puna.serve.refusal import Refusal, require
+from puna.serve.sending import json_response, send_document
 from puna.serve.state import State, new_id
 
 OF_PICTURES = frozenset(

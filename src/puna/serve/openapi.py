@@ -20,9 +20,9 @@ from starlette.routing import Route
 
 from puna import __version__
 from puna.serve import openapi_shapes
-from puna.serve.endpoint import json_response
 from puna.serve.openapi_operations import EVENTS, OPERATIONS, PAGE, Operation
 from puna.serve.openapi_ranges import ranges
+from puna.serve.sending import json_response
 from puna.serve.state import State
 
 JSON = "application/json"

@@ -23,7 +23,7 @@ _NAMED = (
 
 def ranges(state: State) -> dict[str, dict[str, Any]]:
     """Returns keywords by field, or by value and field where one differs. "enum" and "anyOf" stand for the whole."""
-    limits, n_ids = state.settings.limits, state.assistant.tokenizer.vocab_size
+    limits, n_ids = state.settings.limits, state.prompter.tokenizer.vocab_size
     token_id = {"type": "integer", "minimum": 0, "maximum": n_ids - 1}
     length = {"minimum": 1, "maximum": state.context_len}
     stop = {"minLength": 1, "maxLength": limits.max_stop_chars}

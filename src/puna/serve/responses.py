@@ -4,7 +4,7 @@ In: values of `responses_schema`. Out: chat requests, with what their fields wer
 Not here: what a field means to the model (`convert`), events (`responses_stream`), HTTP (`endpoint`).
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,10 +12,9 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from puna.serve import making
-from puna.serve.conversation import Conversation, named
+from puna.serve.conversation import Conversation, events, named
 from puna.serve.convert import Refusal
-from puna.serve.endpoint import Endpoint, send_document, send_events
-from puna.serve.making import ChatMaking
+from puna.serve.endpoint import Endpoint
 from puna.serve.responses_schema import (
     AllowedTools,
     AnsweredRefusal,
@@ -32,6 +31,7 @@ from puna.serve.responses_schema import (
 )
 from puna.serve.responses_stream import GrowingResponse
 from puna.serve.schema import ChatRequest
+from puna.serve.sending import send_document, send_events
 from puna.serve.state import State, new_id
 from puna.serve.stream import named_event
 
@@ -80,18 +80,11 @@ async def _answer(state: State, asked: ResponsesRequest, send: Send) -> None:
             name = state.settings.model
             growing = GrowingResponse(asked, new_id("resp_"), model=name, clock=state.clock, new_id=new_id)
             if asked.stream:
-                await send_events(state, send, _events(made, growing), failed=_failed(growing))
+                await send_events(state.watch, send, events(made, growing), failed=_failed(growing))
             else:
-                async for _ in _events(made, growing):
+                async for _ in events(made, growing):
                     pass
                 await send_document(send, growing.response)
-
-
-async def _events(made: ChatMaking, growing: GrowingResponse) -> AsyncIterator[bytes]:
-    yield b"".join(map(named_event, growing.open()))
-    async for chunks in made.chunks():
-        yield b"".join(named_event(event) for chunk in chunks for event in growing.push(chunk))
-    yield b"".join(map(named_event, growing.close(made.usage())))
 
 
 def _failed(growing: GrowingResponse) -> Callable[[Refusal], bytes]:

@@ -1,6 +1,6 @@
-"""What all routes of a server share: its assistant, how it is to behave, and what it counts.
+"""What all routes of a server share: its model, how it is to behave, and what it counts.
 
-In: an assistant and settings. Out: one `State`, which every file of routes is given.
+In: what stands before a model, who runs it, and settings. Out: one `State`, which every file of routes is given.
 Not here: routes, HTTP.
 """
 
@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from puna.chat import Assistant
+from puna.chat import Prompter
 from puna.prompt.message import Message
 from puna.serve.convert import Limits, Refusal
 from puna.serve.fetch import Fetcher
 from puna.serve.metrics import PREFIX, Metrics
 from puna.serve.screen import MakeScreen
-from puna.serve.worker import Worker
+from puna.serve.sending import Watch
+from puna.serve.worker import Stepper, Worker
 
 _NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -47,10 +48,12 @@ class Settings:
 
 
 class State:
-    """One assistant behind HTTP."""
+    """One model behind HTTP."""
 
-    def __init__(self, assistant: Assistant, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        self.assistant = assistant
+    def __init__(
+        self, prompter: Prompter, stepper: Stepper, settings: Settings, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.prompter = prompter
         self.settings = settings
         self.clock = clock
         self.created = int(clock())
@@ -59,7 +62,9 @@ class State:
         self.metrics = Metrics(settings.model, settings.metrics_prefix)
         if settings.screen is not None:
             self.metrics.add(settings.screen.counts(settings.metrics_prefix))
-        self.worker = Worker(assistant, self.metrics, max_open=settings.max_open)
+        layers = sorted(prompter.config.text.moe_layers)
+        self.worker = Worker(stepper, self.metrics, layers=layers, max_open=settings.max_open)
+        self.watch = Watch(ping_seconds=settings.ping_seconds, stall_seconds=settings.stall_seconds)
         hosts, most = settings.image_hosts, settings.limits.max_image_bytes
         self.fetcher = Fetcher(hosts=hosts, max_bytes=most) if hosts else None
         self.fetching = asyncio.Semaphore(settings.fetches_at_once)
@@ -67,7 +72,7 @@ class State:
 
     @property
     def context_len(self) -> int:
-        return self.assistant.config.text.context_len
+        return self.prompter.config.text.context_len
 
     def prepare(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Returns a conversation as the model is to read it: protections may add to it and cut out of it."""

@@ -1,46 +1,61 @@
-"""The one thread that runs the model, for all requests together, and how the event loop talks to it.
+"""Requests on their way to the model and back, in the event loop.
 
-In: prompts with options, from the event loop. Out: pieces of their answers as they are made. Between two steps of the
-model the thread takes new requests in and drops those whose clients left, so nobody waits longer than one step for
-either. Prompts whose log-probabilities are wanted are read in the same thread: a model runs one thing at a time.
-Not here: HTTP, what prompts and pieces mean.
-
-A step that fails ends every answer in progress, since their caches are unusable then; the thread goes on with a new
-session.
+In: prompts with options. Out: pieces of their answers as they are made, and everything that is counted on the way. A
+request that reads more slowly than the model writes gets what has come meanwhile at once; nobody waits on purpose.
+Not here: running the model (`stepping`), HTTP, what prompts and pieces mean.
 """
 
 import asyncio
 import contextlib
-import logging
-import queue
-import threading
+import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Protocol
 
-from puna.chat import Assistant, Options, Piece, Session
+from puna.chat import Options, Piece
 from puna.engine.request import TokenLogprobs
-from puna.errors import CapacityError, PunaError
+from puna.errors import CapacityError, DeviceError, PunaError
 from puna.meter import meters
 from puna.prompt.render import Prompt
 from puna.serve.load import Held, Load
 from puna.serve.metrics import Metrics
+from puna.serve.orders import Begin, Count, End, Order, Problem, Report, Score, Settled
 
-PAUSE_SECONDS = 0.001
-"""Between two deliveries to one request, for each answer that is being made: with many clients each gets several tokens
-at once, since waking and writing cost far more than what is written. A lone client gets every token by itself."""
-
-_log = logging.getLogger("puna.serve")
+COUNT_SECONDS = 1.0
+"""How long a look at the experts' counts waits for the end of a step; then it has those of the last look."""
 
 
 class FullError(CapacityError):
     """There is no room now, and there will be: come back."""
 
 
+class Stepper(Protocol):
+    """Whoever runs the model: in a thread, or in another process."""
+
+    tells_routes: bool
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    async def start(self, tell: Callable[[Report], None], lose: Callable[[PunaError], None]) -> None:
+        """Begins to run. Reports come to `tell`, and what ends it against all plans to `lose`, in this event loop."""
+        ...
+
+    def order(self, order: Order) -> None:
+        """Passes an order on; orders are obeyed in turn."""
+        ...
+
+    async def stop(self) -> None:
+        """Returns when nothing runs any more. What has not ended by then never does."""
+        ...
+
+
 class _Growing:
     """The answers to one prompt while they are made. `index` is its place among the prompts of its request."""
 
-    def __init__(self, index: int, n: int, began: float, answers: "Answers") -> None:
+    def __init__(self, number: int, index: int, n: int, began: float, answers: "Answers") -> None:
+        self.number = number
         self.index = index
         self.began = began
         self.first_step: float | None = None  # when it was running after a step for the first time
@@ -52,14 +67,13 @@ class _Growing:
 
 
 class Answers:
-    """The answers to all prompts of one request, as the event loop sees them: `next` gives what has come."""
+    """The answers to all prompts of one request: `next` gives what has come."""
 
     def __init__(self, drop: Callable[[_Growing, int], None]) -> None:
         self._drop = drop
         self.growing: list[_Growing] = []
         self._come: list[tuple[int, Piece]] = []
         self._failure: Exception | None = None
-        self._due_seconds = 0.0  # when what has come is handed on, unless it ends an answer
         self._is_ready = asyncio.Event()
 
     async def pieces(self) -> AsyncGenerator[list[tuple[int, Piece]]]:
@@ -94,19 +108,9 @@ class Answers:
         return come
 
     def put(self, index: int, piece: Piece) -> None:
-        """Adds a piece, for `hand_on`. At once where it ends an answer."""
+        """Adds a piece for `next`."""
         self._come.append((index, piece))
-        if piece.finish is not None:
-            self._is_ready.set()
-
-    def hand_on(self, now: float, pause_seconds: float) -> bool:
-        """Lets `next` have what has come, unless it had something less than a pause ago. Says whether it may."""
-        if now >= self._due_seconds:
-            self._is_ready.set()
-        if self._is_ready.is_set():
-            self._due_seconds = now + pause_seconds
-            return True
-        return False
+        self._is_ready.set()
 
     def fail(self, error: Exception) -> None:
         """Has `next` raise an error."""
@@ -114,59 +118,54 @@ class Answers:
         self._is_ready.set()
 
 
-class _Command(NamedTuple):
-    """Something for the thread to do between steps, and where its result goes."""
-
-    act: Callable[[Session], Any]
-    result: asyncio.Future[Any]
-
-
 class Worker:
-    """Runs an assistant for everybody. `max_open` bounds the samples that are in progress or waiting.
+    """Has a model answer everybody. `max_open` bounds the samples that are in progress or waiting.
 
-    Public methods belong to the event loop that called `start`; the assistant's model belongs to the thread.
+    `layers` are the numbers of those with experts. For the event loop that called `start`.
     """
 
     def __init__(
-        self, assistant: Assistant, metrics: Metrics, *, max_open: int, clock: Callable[[], float] = time.monotonic
+        self,
+        stepper: Stepper,
+        metrics: Metrics,
+        *,
+        layers: Sequence[int],
+        max_open: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._assistant = assistant
+        self._stepper = stepper
         self._metrics = metrics
         self._max_open = max_open
         self._clock = clock
         self._n_open = 0
-        self.n_running = 0  # samples that the model works on, and those that wait: counted by the thread
-        self.n_waiting = 0
-        self.load = assistant.engine.load  # what the engine held after its last step
-        assistant.engine.counts_routes = True
-        self._session = assistant.session()
-        self._growing: dict[int, tuple[_Growing, set[int]]] = {}  # the thread's, with the samples that go on
-        self._unheard: dict[Answers, None] = {}  # the event loop's: those with pieces that nobody was woken for
-        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="puna-model", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._unbegun: set[int] = set()  # the thread's: what has not run yet
-        layers, counts = sorted(assistant.config.text.moe_layers), assistant.engine.route_counts.totals
-        metrics.add(Load(metrics.model, metrics.prefix, self._held, counts, layers, meters()))
+        self.held = Held.nothing()  # after the last step
+        self._numbers = itertools.count()
+        self._growing: dict[int, _Growing] = {}  # by number of its order
+        self._asked: dict[int, asyncio.Future[Settled]] = {}  # by number
+        self._counts: list[list[int]] = [[] for _ in layers]  # at the last look
+        metrics.add(Load(metrics.model, metrics.prefix, lambda: self.held, lambda: self._counts, layers, meters()))
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._stepper.is_alive
+
+    @property
+    def tells_routes(self) -> bool:
+        """Whether an answer may have the experts that made it."""
+        return self._stepper.tells_routes
 
     @property
     def n_open(self) -> int:
         """Samples that hold a place."""
         return self._n_open
 
-    def start(self) -> None:
-        """Starts the thread. Call it once, within the event loop that will ask."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
+    async def start(self) -> None:
+        """Begins. Call it once, within the event loop that will ask."""
+        await self._stepper.start(self._take, self._lose)
 
     async def stop(self) -> None:
-        """Ends the thread after its current step; what has not ended by then never does."""
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        """Ends after the current step; what has not ended by then never does."""
+        await self._stepper.stop()
 
     @contextlib.contextmanager
     def place(self, n: int) -> Iterator[None]:
@@ -189,7 +188,8 @@ class Worker:
         answers = Answers(self._drop)
         try:
             for index, (prompt, options) in enumerate(prompts):
-                await self._begin(_Growing(index, options.get("n", 1), self._clock(), answers), prompt, options)
+                n = options.get("n", 1)
+                await self._begin(_Growing(next(self._numbers), index, n, self._clock(), answers), prompt, options)
             yield answers
         finally:
             for growing in answers.growing:
@@ -197,16 +197,26 @@ class Worker:
                     self._metrics.finish("abort")
                 if growing.unfinished:
                     self._drop(growing)
+                self._growing.pop(growing.number, None)
+
+    async def expert_counts(self) -> list[list[int]]:
+        """Returns how many tokens each expert of each layer with experts took, as far as the model's runner tells."""
+        settling = asyncio.ensure_future(self._settled(Count(next(self._numbers))))
+        done, _ = await asyncio.wait((settling,), timeout=COUNT_SECONDS)
+        if done and settling.exception() is None:
+            self._counts = settling.result().counts or self._counts
+        settling.cancel()
+        return self._counts
+
+    async def prompt_logprobs(self, prompt: Prompt, n: int) -> list[TokenLogprobs]:
+        """Returns `Assistant.prompt_logprobs`, computed between two steps."""
+        return (await self._settled(Score(next(self._numbers), prompt, n))).expected or []
 
     async def _begin(self, growing: _Growing, prompt: Prompt, options: Options) -> None:
-        def begin(session: Session) -> None:
-            number = session.begin(prompt, **options)
-            self._growing[number] = growing, set(growing.unfinished)
-            self._unbegun.add(number)
-
+        self._growing[growing.number] = growing
         growing.answers.growing.append(growing)  # at once, so that it is dropped even if the client leaves meanwhile
         try:
-            await self._order(begin)
+            await self._settled(Begin(growing.number, prompt, options))
         except PunaError:
             growing.unfinished.clear()
             raise
@@ -214,156 +224,91 @@ class Worker:
         self._metrics.prompt_lens.observe(len(prompt.ids))
         self._metrics.image_tiles.inc(0 if prompt.tiles is None else len(prompt.tiles))
 
-    def _held(self) -> Held:
-        load = self.load
-        shares = [held / n for held, n in zip(load.n_held_blocks, load.n_blocks, strict=True) if n]
-        return Held(
-            n_running=self.n_running,
-            n_waiting=self.n_waiting,
-            kv_use=max(shares, default=0.0),
-            n_prompt_tokens=load.n_prompt_tokens,
-            n_cached_tokens=load.n_cached_tokens,
-            n_preempted=load.n_preempted,
-            n_drafted=load.n_drafted,
-            n_accepted=load.n_accepted,
-        )
-
-    def expert_counts(self) -> list[list[int]]:
-        """Returns how many tokens each expert of each layer with experts took, where the model's runner tells."""
-        return self._assistant.engine.route_counts.totals()
-
-    async def prompt_logprobs(self, prompt: Prompt, n: int) -> list[TokenLogprobs]:
-        """Returns `Assistant.prompt_logprobs`, computed by the model's thread between two steps."""
-        expected: list[TokenLogprobs] = await self._order(lambda _: self._assistant.prompt_logprobs(prompt, n))
-        return expected
-
-    def _order(self, act: Callable[[Session], Any]) -> asyncio.Future[Any]:
-        assert self._loop is not None, "started"
-        command = _Command(act, self._loop.create_future())
-        self._commands.put(command)
-        return command.result
+    async def _settled(self, order: Order) -> Settled:
+        """Gives an order and returns how it ended. Raises what went wrong."""
+        if not self.is_alive:
+            raise DeviceError("the model does not run any more")
+        future: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        self._asked[order.number] = future
+        self._stepper.order(order)
+        try:
+            return await future
+        finally:
+            del self._asked[order.number]
 
     def _drop(self, growing: _Growing, sample: int | None = None) -> None:
-        """Has the thread end what goes on of one prompt's answers: all samples, or one."""
+        """Has what goes on of one prompt's answers ended: all samples, or one."""
+        self._stepper.order(End(growing.number, sample))
 
-        def drop(session: Session) -> None:
-            for number in [number for number, (known, _) in self._growing.items() if known is growing]:
-                _, unfinished = self._growing[number]
-                unfinished -= set(unfinished) if sample is None else {sample}
-                if not unfinished:
-                    del self._growing[number]
-                session.end(number, sample)
+    # What is told -----------------------------------------------------------------------------------------------------
 
-        self._order(drop)
-
-    # In the thread ----------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        while True:
-            # Waits only while there is nothing to compute; otherwise takes what has come in, and computes.
-            while self._session.is_idle or not self._commands.empty():
-                command = self._commands.get()
-                if command is None:
-                    return
-                self._obey(command)
-                self._count()
-            try:
-                pieces = self._session.step()
-            except Exception as error:  # whatever the model stumbles over must not end the server
-                _log.exception("a step of the model failed; all answers in progress end")
-                self._tell(self._fail, [growing for growing, _ in self._growing.values()], error)
-                self._growing.clear()
-                self._unbegun.clear()
-                self._session = self._assistant.session()
-            else:
-                begun = self._begun({number for number, _ in pieces})
-                self._tell(self._deliver, begun, [(self._owner(number, piece), piece) for number, piece in pieces])
-            self._count()
-
-    def _begun(self, heard_of: set[int]) -> list[_Growing]:
-        """Returns what has run in this step for the first time. `heard_of` are those that gave a piece."""
-        if not self._unbegun:
-            return []
-        running = heard_of | {number for number, _ in self._session.running}
-        begun = [self._growing[number][0] for number in self._unbegun & running & self._growing.keys()]
-        self._unbegun -= running
-        self._unbegun &= self._growing.keys()
-        return begun
-
-    def _count(self) -> None:
-        self.n_running, self.n_waiting = self._session.n_running, self._session.n_waiting
-        self.load = self._assistant.engine.load
-
-    def _obey(self, command: _Command) -> None:
-        if command.result.cancelled():
-            return
-        try:
-            result, error = command.act(self._session), None
-        except Exception as raised:  # belongs to whoever gave the order
-            result, error = None, raised
-        self._tell(_settle, command.result, result, error)
-
-    def _owner(self, number: int, piece: Piece) -> _Growing:
-        growing, unfinished = self._growing[number]
-        if piece.finish is not None:
-            unfinished.remove(piece.sample)
-            if not unfinished:
-                del self._growing[number]
-        return growing
-
-    def _tell(self, act: Callable[..., None], *values: Any) -> None:
-        assert self._loop is not None, "started"
-        with contextlib.suppress(RuntimeError):  # the loop was closed, so nobody listens any more
-            self._loop.call_soon_threadsafe(act, *values)
-
-    # Back in the event loop -------------------------------------------------------------------------------------------
-
-    def _deliver(self, begun: list[_Growing], pieces: list[tuple[_Growing, Piece]]) -> None:
+    def _take(self, report: Report) -> None:
         now = self._clock()
-        for growing in begun:
-            growing.first_step = now
-            self._metrics.queued.observe(now - growing.began)
-        self._metrics.generation_tokens.inc(sum(piece.token is not None for _, piece in pieces))
-        for growing, piece in pieces:
+        self.held = report.held
+        for settled in report.settled:
+            self._settle(settled)
+        for number in report.begun:
+            if (growing := self._growing.get(number)) is not None:
+                growing.first_step = now
+                self._metrics.queued.observe(now - growing.began)
+        n_tokens, pauses = 0, Counter[float]()
+        for number, piece in report.pieces:
+            n_tokens += piece.token is not None
+            growing = self._growing.get(number)
+            if growing is None:  # its client left while this was on its way
+                continue
             if piece.token is not None:
-                self._count_token(growing, piece.sample, now)
+                self._count_token(growing, piece.sample, now, pauses)
             if piece.finish is not None:
                 growing.unfinished.discard(piece.sample)
-                self._metrics.finish(piece.finish)
-                if not growing.unfinished:
-                    self._metrics.whole.observe(now - growing.began)
-                    if growing.first_token is not None:
-                        self._metrics.decode.observe(now - growing.first_token)
-                    self._metrics.answer_lens.observe(growing.n_tokens)
+                self._finish(growing, piece.finish, now)
             growing.answers.put(growing.index, piece)
-            self._unheard[growing.answers] = None
-        pause_seconds = PAUSE_SECONDS * self.n_running
-        for answers in [answers for answers in self._unheard if answers.hand_on(now, pause_seconds)]:
-            del self._unheard[answers]
+        if n_tokens:
+            self._metrics.generation_tokens.inc(n_tokens)
+        for pause, n in pauses.items():
+            self._metrics.inter_token.observe(pause, n)
+        if report.problem is not None:
+            self._fail([growing for number in report.failed if (growing := self._growing.get(number))], report.problem)
 
-    def _count_token(self, growing: _Growing, sample: int, now: float) -> None:
+    def _settle(self, settled: Settled) -> None:
+        """Completes an order, unless whoever gave it has gone."""
+        future = self._asked.get(settled.number)
+        if future is None or future.done():
+            return
+        if settled.problem is None:
+            future.set_result(settled)
+        else:
+            future.set_exception(settled.problem.error())
+
+    def _count_token(self, growing: _Growing, sample: int, now: float, pauses: Counter[float]) -> None:
         if growing.first_token is None:
             growing.first_token = now
             self._metrics.first_token.observe(now - growing.began)
             if growing.first_step is not None:
                 self._metrics.prefill.observe(now - growing.first_step)
         if sample in growing.last_seconds:
-            self._metrics.inter_token.observe(now - growing.last_seconds[sample])
+            pauses[now - growing.last_seconds[sample]] += 1
         growing.last_seconds[sample] = now
         growing.n_tokens += 1
 
-    def _fail(self, failed: list[_Growing], error: Exception) -> None:
+    def _finish(self, growing: _Growing, reason: str, now: float) -> None:
+        self._metrics.finish(reason)
+        if growing.unfinished:
+            return
+        self._metrics.whole.observe(now - growing.began)
+        if growing.first_token is not None:
+            self._metrics.decode.observe(now - growing.first_token)
+        self._metrics.answer_lens.observe(growing.n_tokens)
+
+    def _lose(self, error: PunaError) -> None:
+        """Ends everything: nothing runs the model any more."""
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(error)
+        self._fail(list(self._growing.values()), Problem.of(error))
+
+    def _fail(self, failed: Sequence[_Growing], problem: Problem) -> None:
         self._metrics.failures.inc()
         for growing in failed:
             growing.unfinished.clear()
-            growing.answers.fail(error)
-
-
-def _settle(result: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    """Completes an order, unless whoever gave it has gone."""
-    if result.cancelled():
-        return
-    if error is None:
-        result.set_result(value)
-    else:
-        result.set_exception(error)
+            growing.answers.fail(problem.error())

@@ -1,0 +1,203 @@
+"""The loop that runs the model, for all requests together.
+
+In: orders. Out: a report after each step. Between two steps new requests are taken in and those dropped whose clients
+left, so nobody waits longer than one step for either. Prompts whose log-probabilities are wanted are read here, too: a
+model runs one thing at a time. A step that fails ends every answer in progress, since their caches are unusable then;
+the loop goes on with a new session.
+Not here: who orders (`worker`), the process it may have to itself (`apart`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from puna.chat import Assistant, Piece
+from puna.errors import DeviceError, PunaError
+from puna.serve.load import Held
+from puna.serve.orders import Begin, Count, End, Order, Problem, Report, Score, Settled
+
+Take = Callable[[bool], Sequence[Order] | None]
+"""Returns the orders that have come, in turn; where it is told to, it waits for one. None ends the loop."""
+
+_log = logging.getLogger("puna.serve")
+
+
+def run(assistant: Assistant, take: Take, tell: Callable[[Report], None]) -> None:
+    """Obeys and steps until there are no orders any more. Waits only while there is nothing to compute."""
+    stepping = _Stepping(assistant)
+    while (orders := take(stepping.is_idle)) is not None:
+        for order in orders:
+            stepping.obey(order)
+        tell(stepping.report() if stepping.is_idle else stepping.step())
+
+
+def tells_routes(assistant: Assistant) -> bool:
+    """Says whether an answer may have its experts: several ranks do not tell each other their routes."""
+    has_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return bool(assistant.config.text.moe_layers) and not has_ranks
+
+
+class ThreadStepper:
+    """The loop in a thread of this process."""
+
+    def __init__(self, assistant: Assistant) -> None:
+        self._assistant = assistant
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()  # None ends the loop
+        self._thread: threading.Thread | None = None
+        self.tells_routes = tells_routes(assistant)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    async def start(self, tell: Callable[[Report], None], lose: Callable[[PunaError], None]) -> None:
+        """Starts the thread. Reports come to `tell`, and a fault of the loop itself to `lose`, in this event loop."""
+        loop = asyncio.get_running_loop()
+
+        def in_loop(act: Callable[..., None], *values: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed, so nobody listens any more
+                loop.call_soon_threadsafe(act, *values)
+
+        def work() -> None:
+            try:
+                run(self._assistant, self._take, partial(in_loop, tell))
+            except Exception as error:
+                _log.exception("the loop that runs the model has ended")
+                in_loop(lose, DeviceError(f"the model does not run any more: {error}"))
+
+        self._thread = threading.Thread(target=work, name="puna-model", daemon=True)
+        self._thread.start()
+
+    def order(self, order: Order) -> None:
+        """Passes an order on."""
+        self._orders.put(order)
+
+    async def stop(self) -> None:
+        """Ends the thread after its current step."""
+        self._orders.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _take(self, waits: bool) -> list[Order] | None:
+        come = [self._orders.get()] if waits else []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                come.append(self._orders.get_nowait())
+        orders = [order for order in come if order is not None]
+        return orders if len(orders) == len(come) else None
+
+
+class _Stepping:
+    """A session of the model, and whom its answers belong to."""
+
+    def __init__(self, assistant: Assistant) -> None:
+        self._assistant = assistant
+        assistant.engine.counts_routes = True
+        self._session = assistant.session()
+        self._owners: dict[int, int] = {}  # the session's numbers of what goes on -> those of the orders
+        self._open: dict[int, tuple[int, set[int]]] = {}  # the other way, with the samples that go on
+        self._unbegun: set[int] = set()  # of the session's numbers
+        self._settled: list[Settled] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return self._session.is_idle
+
+    def obey(self, order: Order) -> None:
+        """Does what does not take a step. The next report says how it went."""
+        try:
+            match order:
+                case Begin(number, prompt, options):
+                    mine = self._session.begin(prompt, **options)
+                    self._owners[mine] = number
+                    self._open[number] = mine, set(range(options.get("n", 1)))
+                    self._unbegun.add(mine)
+                    settled = Settled(number)
+                case End(number, sample):
+                    self._end(number, sample)
+                    return
+                case Score(number, prompt, n):
+                    settled = Settled(number, expected=self._assistant.prompt_logprobs(prompt, n))
+                case Count(number):
+                    settled = Settled(number, counts=self._assistant.engine.route_counts.totals())
+        except Exception as error:  # belongs to whoever gave the order
+            settled = Settled(order.number, Problem.of(error))
+        self._settled.append(settled)
+
+    def step(self) -> Report:
+        """Runs the model once."""
+        try:
+            pieces = self._session.step()
+        except Exception as error:  # whatever the model stumbles over must not end the server
+            _log.exception("a step of the model failed; all answers in progress end")
+            failed = list(self._open)
+            self._session = self._assistant.session()
+            for kept in (self._owners, self._open, self._unbegun):
+                kept.clear()
+            return self.report(failed=failed, problem=Problem.of(error))
+        begun = self._begun({mine for mine, _ in pieces})
+        return self.report(begun=begun, pieces=[(self._owner(mine, piece), piece) for mine, piece in pieces])
+
+    def report(
+        self,
+        *,
+        pieces: list[tuple[int, Piece]] | None = None,
+        begun: list[int] | None = None,
+        failed: list[int] | None = None,
+        problem: Problem | None = None,
+    ) -> Report:
+        """Returns what is to be told, with what was settled meanwhile."""
+        settled, self._settled = self._settled, []
+        return Report(self._held(), pieces or [], begun or [], settled, failed or [], problem)
+
+    def _end(self, number: int, sample: int | None) -> None:
+        if number not in self._open:  # it has ended, or never began
+            return
+        mine, unfinished = self._open[number]
+        unfinished -= set(unfinished) if sample is None else {sample}
+        if not unfinished:
+            self._forget(mine)
+        self._session.end(mine, sample)
+
+    def _owner(self, mine: int, piece: Piece) -> int:
+        number = self._owners[mine]
+        if piece.finish is not None:
+            unfinished = self._open[number][1]
+            unfinished.remove(piece.sample)
+            if not unfinished:
+                self._forget(mine)
+        return number
+
+    def _forget(self, mine: int) -> None:
+        del self._open[self._owners.pop(mine)]
+        self._unbegun.discard(mine)
+
+    def _begun(self, heard_of: set[int]) -> list[int]:
+        """Returns what has run in this step for the first time. `heard_of` are those that gave a piece."""
+        if not self._unbegun:
+            return []
+        running = heard_of | {mine for mine, _ in self._session.running}
+        begun = self._unbegun & running
+        self._unbegun -= begun
+        return [self._owners[mine] for mine in begun]
+
+    def _held(self) -> Held:
+        load = self._assistant.engine.load
+        shares = [held / n for held, n in zip(load.n_held_blocks, load.n_blocks, strict=True) if n]
+        return Held(
+            n_running=self._session.n_running,
+            n_waiting=self._session.n_waiting,
+            kv_use=max(shares, default=0.0),
+            n_prompt_tokens=load.n_prompt_tokens,
+            n_cached_tokens=load.n_cached_tokens,
+            n_preempted=load.n_preempted,
+            n_drafted=load.n_drafted,
+            n_accepted=load.n_accepted,
+        )
