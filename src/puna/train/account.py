@@ -7,7 +7,6 @@ Not here: what the numbers mean to a reader (`card`).
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ import numpy as np
 
 from puna import __version__, host
 from puna.records import ENERGY, TRAINING, Source, Training, read_energy, read_training, write_training
-from puna.train.recipe import Recipe
+from puna.train.recipe import RunRecipe
 from puna.train.store import Store
 
 LOG = "log.jsonl"
 PHASE = "pretrain"  # of a run whose energy nobody recorded
 
 
-def account(run: Path, recipe: Recipe, sources: Mapping[str, Source]) -> None:
+def account(run: Path, recipe: RunRecipe, sources: Mapping[str, Source]) -> None:
     """Writes the record of a run as far as its log goes."""
     known = [each for each in read_training(run / TRAINING) if each.name == run.resolve().name]
     here = host.describe()
@@ -31,7 +30,7 @@ def account(run: Path, recipe: Recipe, sources: Mapping[str, Source]) -> None:
     training = Training(
         phase=energy[-1].phase if energy else PHASE,
         name=run.resolve().name,
-        recipe=json.loads(json.dumps(asdict(recipe))),
+        recipe=json.loads(json.dumps(recipe.to_dict())),
         steps=len(lines),
         planned=recipe.schedule.steps,
         **{name: sum(int(line[name]) for line in lines) for name in ("tokens", "learnt", "tiles")},
@@ -43,7 +42,7 @@ def account(run: Path, recipe: Recipe, sources: Mapping[str, Source]) -> None:
         ended=energy[-1].date if energy else "",
         version=__version__,
     )
-    write_training(run / TRAINING, [*_before(recipe.model.start), training])
+    write_training(run / TRAINING, [*_before(recipe.start), training])
 
 
 def sources_of(store: Store, passes: Mapping[str, float]) -> dict[str, Source]:

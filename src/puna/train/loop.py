@@ -12,11 +12,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO
 
 import torch
@@ -35,9 +36,10 @@ from puna.train.account import account, sources_of
 from puna.train.instructions import arithmetic
 from puna.train.mesh import Mesh
 from puna.train.next_token import NextToken
+from puna.train.objective import Feed
 from puna.train.optim import learning_rate
-from puna.train.pack import Batch, DataState, Packer, Prefetch
-from puna.train.recipe import Recipe
+from puna.train.pack import Batch, DataState, PackedFeed, Packer
+from puna.train.recipe import Recipe, RunRecipe
 from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_weights, trained
 from puna.train.store import Progress, Store, tokenise
 from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join, on_ranks
@@ -58,6 +60,7 @@ class Outcome(NamedTuple):
 class StepReport(NamedTuple):
     """What one step measured, of `steps`. loss in nats per learnt token; balance 1 is even; loads are over the mean of
     their layer: min_load, max_load of all layers, loads those of the least and the most read expert of each MoE layer.
+    metrics: what the objective measures besides.
     """
 
     step: int
@@ -75,6 +78,7 @@ class StepReport(NamedTuple):
     min_load: float
     loads: list[tuple[float, float]]
     epoch: int
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 def model_config(recipe: Recipe) -> LlamaConfig:
@@ -112,9 +116,7 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     as many processes that torchrun started, each of which calls this with the same `run`. Raises PunaError as `Update`,
     `join`, `resume`, `Saving` and `tokenise` say.
     """
-    torch.set_num_threads(recipe.compute.threads)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it
+    settle(recipe)
     run = Path(run)
     config = model_config(recipe)
     team = Team.of(recipe, config)
@@ -123,13 +125,8 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
         run.mkdir(parents=True, exist_ok=True)
         store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)
     state, update = team.begin(recipe, config)
-    if resume(state, recipe, store.digest, run, team.group):
-        say(f"resumed at step {state.step} of {recipe.schedule.steps}")
-    here = arithmetic(recipe.compute.compile)
-    if state.arithmetic not in ("", here):
-        say(f"warning: began with {state.arithmetic}, goes on with {here}; the weights will differ in rounding")
-    state.arithmetic = here
-    is_done = _Steps(recipe, state, update, make_packer(store, config, recipe), run, store.digest, team, say).run()
+    feed = PackedFeed(make_packer(store, config, recipe), store.digest)
+    is_done = Steps(recipe, state, update, feed, run, team, say).run()
     if team.is_first:
         account(run, recipe, sources_of(store, recipe.data.passes))
     if is_done and team.is_first:
@@ -137,6 +134,13 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
         assert isinstance(model, Llama)
         finish(recipe, model, run, progress)
     return Outcome(state.step, finished=is_done)
+
+
+def settle(recipe: RunRecipe) -> None:
+    """Sets this process's number of threads, and has it add numbers in the same order each time."""
+    torch.set_num_threads(recipe.compute.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it
 
 
 class Team(NamedTuple):
@@ -147,7 +151,7 @@ class Team(NamedTuple):
     is_first: bool
 
     @classmethod
-    def of(cls, recipe: Recipe, config: LlamaConfig) -> "Team":
+    def of(cls, recipe: RunRecipe, config: LlamaConfig) -> "Team":
         """Joins the others, if the recipe wants any. Raises as `join` does."""
         if recipe.parallel.world == 1:
             return cls(None, None, is_first=True)
@@ -159,7 +163,11 @@ class Team(NamedTuple):
         if self.mesh is None:
             state = begin(recipe, config)
             assert isinstance(state.model, Llama)
-            return state, OneProcess(state.model, state.optimizer, recipe)
+            options = recipe.loss
+            loss = NextToken(
+                state.model, balance=options.balance, z=options.z, chunk=options.chunk, compiled=recipe.compute.compile
+            )
+            return state, OneProcess(loss, state.optimizer, recipe.compute.device)
         device = torch.device(recipe.compute.device)
         stage, optimizer = on_ranks(start_weights(recipe, config).to(device), self.mesh, recipe)
         return first_state(recipe, stage, optimizer), ManyRanks(stage, optimizer, recipe, device)
@@ -254,22 +262,29 @@ def measure(recipe: Recipe, model: Llama, progress: Progress) -> dict[str, dict[
     }
 
 
-class _Steps:
-    """The remaining steps of a run."""
+class Steps:
+    """The remaining steps of a run, whatever is trained, on whatever data. Its energy is booked under `phase`."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: RunRecipe,
         state: TrainingState,
         update: Update,
-        packer: Packer,
+        feed: Feed,
         run: Path,
-        data_digest: str,
         team: Team,
         say: Progress,
+        phase: str = "pretrain",
     ) -> None:
-        self.recipe, self.state, self.update, self.packer = recipe, state, update, packer
-        self.run_folder, self.data_digest, self.team, self.say = run, data_digest, team, say
+        """Continues `state` from the newest checkpoint of folder `run`, if there is one. Raises as `resume` does."""
+        self.recipe, self.state, self.update, self.feed = recipe, state, update, feed
+        self.run_folder, self.team, self.say, self.phase = run, team, say, phase
+        if resume(state, recipe, feed.digest, run, team.group):
+            say(f"resumed at step {state.step} of {recipe.schedule.steps}")
+        here = arithmetic(recipe.compute.compile)
+        if state.arithmetic not in ("", here):
+            say(f"warning: began with {state.arithmetic}, goes on with {here}; the weights will differ in rounding")
+        state.arithmetic = here
         self.saving: Saving | None = None
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -284,7 +299,7 @@ class _Steps:
         with (
             Stopwatch(self.recipe.energy, None if self.team.is_first_of_host else []) as self.watch,
             _pause_requests() as pause,
-            Prefetch(self.packer, self.state.data, reader=reader, readers=readers) as batches,
+            self.feed.opened(self.state.data, reader, readers) as batches,
             _log(log, self.state.step) if self.team.is_first else nullcontext() as file,
             self._saved(),
         ):
@@ -292,7 +307,7 @@ class _Steps:
             while self.state.step < self.recipe.schedule.steps and not is_asked:
                 report = self._step([batches.next() for _ in range(self.recipe.batch.accumulate // readers)])
                 if file is not None:
-                    file.write(json.dumps(report._asdict()) + "\n")
+                    file.write(json.dumps(_facts(report)) + "\n")
                 self.say(_line(report, self.recipe.schedule.steps))
                 is_due, is_asked = self.team.agree(self._is_due(), pause.is_set())
                 if is_due:
@@ -305,7 +320,7 @@ class _Steps:
         state, began = self.state, time.monotonic()
         lr_share = learning_rate(self.recipe.schedule, state.step)
         state.balance.apply(state.step)
-        seen = self.update([batch for batch, _ in parts], lr_share, state.step, self.packer.names)
+        seen = self.update([batch for batch, _ in parts], lr_share, state.step, self.feed.names)
         state.balance.learn(seen.load)
         seconds = time.monotonic() - began
         state.step += 1
@@ -335,7 +350,7 @@ class _Steps:
         self._note_energy()
         if self.saving is not None:
             self.saving.wait()
-        self.saving = save(self.state, self.recipe, self.data_digest, self.run_folder, self.team.group)
+        self.saving = save(self.state, self.recipe, self.feed.digest, self.run_folder, self.team.group)
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def _note_energy(self) -> None:
@@ -345,7 +360,7 @@ class _Steps:
             return
         known = emitted(used, site)
         record = Energy(
-            phase="pretrain",
+            phase=self.phase,
             date=self.date,
             seconds=used.seconds,
             joules=used.joules,
@@ -359,7 +374,7 @@ class _Steps:
         write_energy(self.run_folder / ENERGY, [*self.earlier, record])
 
 
-def _report(recipe: Recipe, state: TrainingState, seen: Seen, lr_share: float, seconds: float) -> StepReport:
+def _report(recipe: RunRecipe, state: TrainingState, seen: Seen, lr_share: float, seconds: float) -> StepReport:
     even = 1 / max(seen.load.shape[-1], 1)
     loads = torch.stack([seen.load.amin(-1), seen.load.amax(-1)], dim=-1) / even if seen.load.numel() else seen.load
     return StepReport(
@@ -378,13 +393,21 @@ def _report(recipe: Recipe, state: TrainingState, seen: Seen, lr_share: float, s
         min_load=round(float(seen.load.min()) / even, 3) if seen.load.numel() else 1.0,
         loads=[(round(least, 3), round(most, 3)) for least, most in loads.tolist()],
         epoch=state.data.epoch,
+        metrics={name: round(value, 6) for name, value in seen.metrics.items()},
     )
+
+
+def _facts(report: StepReport) -> dict[str, Any]:
+    """Returns a line of the log; metrics stand beside the rest."""
+    facts = report._asdict()
+    return facts | dict(facts.pop("metrics"))
 
 
 def _line(report: StepReport, steps: int) -> str:
     left = (steps - report.step) * report.seconds
+    more = "".join(f"{name} {value:.3f}  " for name, value in report.metrics.items())
     return (
-        f"step {report.step}/{steps}  loss {report.loss:.3f}  balance {report.balance:.2f}  "
+        f"step {report.step}/{steps}  loss {report.loss:.3f}  {more}balance {report.balance:.2f}  "
         f"grad {report.grad_norm:.2f}  lr {report.lr:.1e}  load {report.min_load:.1f}-{report.max_load:.1f}  "
         f"{report.tokens_per_second:.0f} tok/s  {left / 60:.0f} min left"
     )

@@ -6,7 +6,8 @@ gradients of a chunk are made together with its loss.
 Source: router loss, Switch Transformer (arXiv 2101.03961, eq. 4); z-loss, ST-MoE (arXiv 2202.08906, eq. 5).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,8 @@ class Loss(NamedTuple):
     """Losses of one batch. `total` is what to differentiate; the rest is detached.
 
     nll: mean by weight in nats. balance: 1 when the router is even, up to E when one expert gets all. weight: the sum
-    of the loss weights in this batch. load float32 [L E].
+    of the loss weights in this batch. load float32 [L E]. metrics: whatever else was measured, as sums over the batch,
+    float32 scalars by name, which the log divides by the weight of the step.
     """
 
     total: Tensor
@@ -50,6 +52,7 @@ class Loss(NamedTuple):
     balance: Tensor
     weight: Tensor
     load: Tensor
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 TrunkFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Trunk]
@@ -69,6 +72,14 @@ class NextToken:
         if compiled:
             self.trunk = torch.compile(self._trunk, fullgraph=True, dynamic=False)
             self.chunk_loss = torch.compile(head_chunk, fullgraph=True, dynamic=False)
+
+    def total(self, batch: Batch) -> Tensor:
+        """Returns the sum of the loss weights."""
+        return batch.weights.sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns nothing: this loss remembers nothing."""
+        return {}
 
     def __call__(self, batch: Batch, total_weight: Tensor, share: float = 1.0) -> Loss:
         """Returns the losses of `batch`.

@@ -323,6 +323,21 @@ class Prefetch:
                 continue
 
 
+class PackedFeed:
+    """The batches of a packer, as the loop reads them: made ahead, the same for any number of readers."""
+
+    def __init__(self, packer: Packer, digest: str) -> None:
+        self.packer, self.digest = packer, digest
+
+    def opened(self, state: DataState, reader: int, readers: int) -> Prefetch:
+        """Returns the batches behind `state`; of every `readers` in order, number `reader`."""
+        return Prefetch(self.packer, state, reader=reader, readers=readers)
+
+    def names(self, batch: Batch) -> list[str]:
+        """Returns the ids of the documents in a batch."""
+        return self.packer.names(batch)
+
+
 def _permutation(n: int, *key: int) -> Ints:
     """Returns a permutation of 0..n-1 that depends on the key alone."""
     shuffled: Ints = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).permutation(n)

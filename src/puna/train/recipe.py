@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from puna.errors import ConfigError
 from puna.meter import Site
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class DataRecipe:
 
     def __post_init__(self) -> None:
         for source, passes in self.passes.items():
-            _require(passes >= 0, f"data.passes.{source}", passes, "zero (never seen) or positive")
+            require(passes >= 0, f"data.passes.{source}", passes, "zero (never seen) or positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +66,8 @@ class BatchRecipe:
 
     def __post_init__(self) -> None:
         for name in ("rows", "row_len", "window", "accumulate"):
-            _require(getattr(self, name) > 0, f"batch.{name}", getattr(self, name), "positive")
-        _require(self.tiles >= 0, "batch.tiles", self.tiles, "zero or more")
+            require(getattr(self, name) > 0, f"batch.{name}", getattr(self, name), "positive")
+        require(self.tiles >= 0, "batch.tiles", self.tiles, "zero or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ class OptimizerRecipe:
     matrices: str = "muon"
 
     def __post_init__(self) -> None:
-        _require(self.matrices in ("muon", "adamw"), "optimizer.matrices", self.matrices, '"muon" or "adamw"')
+        require(self.matrices in ("muon", "adamw"), "optimizer.matrices", self.matrices, '"muon" or "adamw"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +101,10 @@ class ScheduleRecipe:
     final_fraction: float
 
     def __post_init__(self) -> None:
-        _require(self.steps > 0, "schedule.steps", self.steps, "positive")
+        require(self.steps > 0, "schedule.steps", self.steps, "positive")
         both = self.warmup_steps + self.decay_steps
-        _require(both <= self.steps, "schedule.warmup_steps + decay_steps", both, f"at most the {self.steps} steps")
-        _require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "within 0..1")
+        require(both <= self.steps, "schedule.warmup_steps + decay_steps", both, f"at most the {self.steps} steps")
+        require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "within 0..1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ class LossRecipe:
     bias_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.bias_rate >= 0, "loss.bias_rate", self.bias_rate, "zero (no biases) or positive")
+        require(self.bias_rate >= 0, "loss.bias_rate", self.bias_rate, "zero (no biases) or positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +132,9 @@ class ComputeRecipe:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _require(self.dtype in ("bfloat16", "float32"), "compute.dtype", self.dtype, '"bfloat16" or "float32"')
-        _require(self.threads > 0, "compute.threads", self.threads, "positive")
-        _require(self.device in ("cpu", "cuda"), "compute.device", self.device, '"cpu" or "cuda"')
+        require(self.dtype in ("bfloat16", "float32"), "compute.dtype", self.dtype, '"bfloat16" or "float32"')
+        require(self.threads > 0, "compute.threads", self.threads, "positive")
+        require(self.device in ("cpu", "cuda"), "compute.device", self.device, '"cpu" or "cuda"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +155,7 @@ class ParallelRecipe:
 
     def __post_init__(self) -> None:
         for name in ("pipeline", "replicate", "shard", "context", "tensor", "expert"):
-            _require(getattr(self, name) > 0, f"parallel.{name}", getattr(self, name), "positive")
+            require(getattr(self, name) > 0, f"parallel.{name}", getattr(self, name), "positive")
 
     @property
     def world(self) -> int:
@@ -198,11 +201,46 @@ class Recipe:
         return asdict(self)
 
     @property
+    def start(self) -> str:
+        """The folder of the weights that the run begins with, empty for random ones."""
+        return self.model.start
+
+    @property
     def digest(self) -> str:
         """64 hexadecimal digits; equal for two recipes that train the same weights from the same files."""
-        tables = self.to_dict()
-        del tables["checkpoint"], tables["parallel"], tables["energy"]
-        return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+        return digest_of(self.to_dict())
+
+
+class RunRecipe(Protocol):
+    """What the loop, checkpoints and records ask of a recipe, whatever is trained: `Recipe`, or tuning's."""
+
+    @property
+    def batch(self) -> BatchRecipe: ...
+    @property
+    def optimizer(self) -> OptimizerRecipe: ...
+    @property
+    def schedule(self) -> ScheduleRecipe: ...
+    @property
+    def loss(self) -> LossRecipe: ...
+    @property
+    def compute(self) -> ComputeRecipe: ...
+    @property
+    def parallel(self) -> ParallelRecipe: ...
+    @property
+    def checkpoint(self) -> CheckpointRecipe: ...
+    @property
+    def energy(self) -> Site: ...
+    @property
+    def start(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def digest_of(tables: Mapping[str, Any]) -> str:
+    """Returns a recipe's digest: of all its tables but those that say when, where and on how many ranks."""
+    kept = {name: table for name, table in tables.items() if name not in ("checkpoint", "parallel", "energy")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -211,6 +249,16 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError naming the field, its value and the remedy: for a missing file, text that is not TOML, an unknown
     or missing key, a value of the wrong kind or outside its range.
     """
+    return from_dict(read_tables(path, overrides))
+
+
+def from_dict(tables: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe that nested `tables` describe. Raises ConfigError as `read` does."""
+    return build(Recipe, tables)
+
+
+def read_tables(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the tables of a TOML file with `overrides` in them. Raises ConfigError where it is none."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"recipe {file}: no such file; give the path of a recipe such as recipes/cria.toml")
@@ -220,13 +268,12 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {file}: not TOML ({error}); correct the file") from error
     for text in overrides:
         override(tables, text)
-    return from_dict(tables)
+    return tables
 
 
-def from_dict(tables: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe that nested `tables` describe. Raises ConfigError as `read` does."""
-    recipe = _build(Recipe, tables, "")
-    assert isinstance(recipe, Recipe)
+def build(kind: type[_Kind], tables: Mapping[str, Any]) -> _Kind:
+    """Returns a recipe of the dataclass `kind` from nested `tables`. Raises ConfigError as `read` does."""
+    recipe: _Kind = _build(kind, tables, "")
     return recipe
 
 
@@ -274,16 +321,19 @@ def _has_default(item: Any) -> bool:
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:
+    if get_origin(kind) is UnionType:
+        if value is None:  # a checkpoint says so; a file leaves the key out
+            return None
+        kind = next(each for each in get_args(kind) if each is not type(None))
     if is_dataclass(kind) and isinstance(kind, type):
         return _build(kind, value, path)
     if get_origin(kind) is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: {value!r} is not a table; write it as [{path}]")
         return {str(key): _value(get_args(kind)[1], item, f"{path}.{key}") for key, item in value.items()}
-    if kind == float | None:
-        if value is None:  # a checkpoint says so; a file leaves the key out
-            return None
-        kind = float
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_value(get_args(kind)[0], item, f"{path}[{i}]") for i, item in enumerate(items))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -291,6 +341,7 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _require(good: bool, name: str, value: object, remedy: str) -> None:
+def require(good: bool, name: str, value: object, remedy: str) -> None:
+    """Raises ConfigError for the value of a key that is not good."""
     if not good:
         raise ConfigError(f"{name}: {value!r} is not possible; it must be {remedy}")

@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +33,7 @@ from puna.model.transformer import Llama, initialise, set_parameter
 from puna.train.balance import Balance
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
-from puna.train.recipe import Recipe
+from puna.train.recipe import Recipe, RunRecipe
 from puna.train.stage import Stage
 from puna.weights.checkpoint import load
 
@@ -59,10 +59,12 @@ class TrainingState:
     """Tokens seen so far, without padding."""
     arithmetic: str = ""
     """How the last process added numbers, as `instructions.arithmetic` says it."""
+    others: dict[str, Tensor] = field(default_factory=dict)
+    """What an objective remembers from step to step."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors of the state, the live ones, by names that are their own in the whole model."""
-        return self.optimizer.tensors() | self.balance.biases
+        return self.optimizer.tensors() | self.balance.biases | self.others
 
 
 def start_weights(recipe: Recipe, config: LlamaConfig) -> Llama:
@@ -88,7 +90,7 @@ def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
     return first_state(recipe, model, optimizer)
 
 
-def first_state(recipe: Recipe, model: Llama | Stage, optimizer: Optimizer) -> TrainingState:
+def first_state(recipe: RunRecipe, model: Llama | Stage, optimizer: Optimizer) -> TrainingState:
     """Returns the state before the first step of a model, or of a rank's part of one."""
     layers = model if isinstance(model, Llama) else model.model
     balance = Balance(layers, model.config.text.moe_layers, recipe.schedule, recipe.loss.bias_rate)
@@ -100,7 +102,9 @@ def first_state(recipe: Recipe, model: Llama | Stage, optimizer: Optimizer) -> T
 class Saving:
     """A checkpoint that is being written. Nothing else may be saved before `wait` has returned."""
 
-    def __init__(self, state: TrainingState, recipe: Recipe, data_digest: str, run: Path, group: ProcessGroup | None):
+    def __init__(
+        self, state: TrainingState, recipe: RunRecipe, data_digest: str, run: Path, group: ProcessGroup | None
+    ):
         self._tensors = {name: tensor.clone() for name, tensor in state.tensors().items()}
         self._facts = {
             "recipe": recipe.to_dict(),
@@ -169,7 +173,7 @@ class Saving:
 
 
 def save(
-    state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
+    state: TrainingState, recipe: RunRecipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
 ) -> Saving:
     """Begins to write a checkpoint in folder `run`. The one before stays until the new one is on disk.
 
@@ -185,7 +189,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def resume(
-    state: TrainingState, recipe: Recipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
+    state: TrainingState, recipe: RunRecipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
 ) -> bool:
     """Continues `state` from the newest checkpoint of folder `run`; returns False when there is none.
 

@@ -5,8 +5,9 @@ Not here: when a run ends, what is logged (`loop`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,11 +18,12 @@ from puna.errors import DeviceError, PunaError
 from puna.model.transformer import Llama
 from puna.train import mesh as meshes
 from puna.train.mesh import Mesh
-from puna.train.next_token import NextToken
+from puna.train.next_token import Loss
+from puna.train.objective import Objective
 from puna.train.optim import Optimizer
 from puna.train.pack import Batch
 from puna.train.passes import Passes
-from puna.train.recipe import Recipe
+from puna.train.recipe import RunRecipe
 from puna.train.spread import spread
 from puna.train.stage import Measured, Stage
 
@@ -34,6 +36,7 @@ Names = Callable[[Batch], list[str]]
 class Seen(NamedTuple):
     """What the batches of a step showed together. nats: the sum of weight times cross entropy; weight: that of the
     weights. balance: mean of the batches, 1 is even. load float32 [L E]: share of the tokens that each expert got.
+    metrics: what an objective measured besides, as means by weight.
     """
 
     nats: float
@@ -43,6 +46,7 @@ class Seen(NamedTuple):
     tokens: int
     tiles: int
     grad_norm: float
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Update(Protocol):
@@ -55,19 +59,14 @@ class Update(Protocol):
 class OneProcess:
     """The update of a whole model."""
 
-    def __init__(self, model: Llama, optimizer: Optimizer, recipe: Recipe) -> None:
-        options = recipe.loss
-        self.loss = NextToken(
-            model, balance=options.balance, z=options.z, chunk=options.chunk, compiled=recipe.compute.compile
-        )
-        self.optimizer = optimizer
+    def __init__(self, loss: Objective, optimizer: Optimizer, device: torch.device | str) -> None:
+        self.loss, self.optimizer, self.device = loss, optimizer, device
 
     def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen:
-        device = self.loss.model.head.weight.device
-        total = torch.stack([batch.weights.sum() for batch in batches]).sum().clamp(min=1.0).to(device)
-        losses = []
+        total = torch.stack([self.loss.total(batch) for batch in batches]).sum().clamp(min=1.0).to(self.device)
+        losses: list[Loss] = []
         for batch in batches:
-            part = self.loss(batch.to(device), total, share=1 / len(batches))
+            part = self.loss(batch.to(self.device), total, share=1 / len(batches))
             part.total.backward()  # type: ignore[no-untyped-call]
             losses.append(part)
             if not math.isfinite(float(part.nll)):
@@ -83,13 +82,16 @@ class OneProcess:
             tokens=sum(batch.n_tokens for batch in batches),
             tiles=sum(batch.n_tiles for batch in batches),
             grad_norm=norm,
+            metrics={
+                name: sum(float(part.metrics[name]) for part in losses) / float(total) for name in losses[0].metrics
+            },
         )
 
 
 class ManyRanks:
     """The update of a model that is spread over ranks."""
 
-    def __init__(self, stage: Stage, optimizer: Optimizer, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, stage: Stage, optimizer: Optimizer, recipe: RunRecipe, device: torch.device) -> None:
         self.stage, self.optimizer = stage, optimizer
         self.passes = Passes(stage, getattr(torch, recipe.compute.dtype), device)
 
@@ -128,7 +130,7 @@ class ManyRanks:
         return Seen(nats, weight, balance, shares, round(tokens), round(tiles), math.nan)
 
 
-def join(recipe: Recipe, config: LlamaConfig, device_type: str) -> Mesh:
+def join(recipe: RunRecipe, config: LlamaConfig, device_type: str) -> Mesh:
     """Returns the mesh of the processes that torchrun started. Raises DeviceError outside of it, ConfigError when the
     recipe's [parallel] does not fit them or the model."""
     meshes.check(recipe.parallel, config, recipe.batch)
@@ -144,7 +146,7 @@ def join(recipe: Recipe, config: LlamaConfig, device_type: str) -> Mesh:
     return meshes.build(recipe.parallel, device_type)
 
 
-def on_ranks(model: Llama, mesh: Mesh, recipe: Recipe) -> tuple[Stage, Optimizer]:
+def on_ranks(model: Llama, mesh: Mesh, recipe: RunRecipe) -> tuple[Stage, Optimizer]:
     """Returns this rank's stage of the float32 `model`, which is used up, and its optimiser."""
     stage = spread(model, mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
     return stage, Optimizer(stage.model.named_parameters(), recipe.optimizer, stages=recipe.parallel.pipeline)
