@@ -937,8 +937,14 @@ def _guard_on_weights(kind: str, model: str | None) -> "Guard | None":
 
 def _card(arguments: argparse.Namespace) -> None:
     from puna.card import card, places, records
+    from puna.presets import PRESETS
 
-    place = places.find(_model_name(arguments.model), arguments.records)
+    name = _model_name(arguments.model)
+    if name not in PRESETS and not Path(name).is_dir():
+        from puna.weights import hub
+
+        name = str(hub.resolve(name))
+    place = places.find(name, arguments.records)
     config = _config(place.config)
     made = card.make(records.gather(place.name, config, place.folders, place.float_bytes))
     out = arguments.out

@@ -11,8 +11,12 @@ from puna.records import write_training
 from tests.card.conftest import training
 
 
-def test_a_preset_has_no_folder() -> None:
-    assert find("scout") == ("scout", "scout", (), 2)
+def test_a_preset_has_what_its_makers_declare_and_no_weights() -> None:
+    place = find("scout")
+    (folder,) = place.folders
+    assert (place.name, place.config) == ("scout", "scout") and [file.name for file in folder.iterdir()] == [
+        "card.toml"
+    ]
 
 
 def test_a_model_has_its_records_beside_it_below_it_or_in_its_run(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ FILE = "card.toml"
 class Declared:
     """The tables of the file, flat.
 
-    name, summary, developer, license, license_link, languages (ISO 639-1 codes), released, status, contact, base_model
+    name, summary, developer, languages (ISO 639-1 codes), released, status, contact, base_model
+    license, license_name, license_link   as the hub has them: a name only where the licence is "other"
     architecture        a line in addition to what the configuration shows
     intended, out_of_scope   uses; hardware, software: of training, where no record has them
     data_overview, data_cutoff, data_sets   the training data in words; hub ids of published sets
@@ -32,6 +33,7 @@ class Declared:
     summary: str = ""
     developer: str = ""
     license: str = ""
+    license_name: str = ""
     license_link: str = ""
     languages: tuple[str, ...] = ()
     released: str = ""

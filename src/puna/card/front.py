@@ -29,6 +29,7 @@ def front_matter(records: Records) -> dict[str, Any]:
         key: value
         for key, value in {
             "license": said.license,
+            "license_name": said.license_name,
             "license_link": said.license_link,
             "language": list(said.languages),
             "library_name": "transformers",

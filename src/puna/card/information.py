@@ -61,6 +61,7 @@ def architecture(config: LlamaConfig) -> str:
 def _rows(records: Records) -> list[tuple[str, str]]:
     config, said = records.config, records.declared
     count, tokens = params.count(config), total(run.tokens for run in records.training)
+    licence = said.license_name or said.license
     dates = [run.ended[:10] for run in records.training if run.ended]
     rows = [
         ("Developer", declared(said.developer)),
@@ -78,7 +79,7 @@ def _rows(records: Records) -> list[tuple[str, str]]:
         ("Base model", declared(said.base_model)),
         ("Released", declared(said.released)),
         ("Status", declared(said.status)),
-        ("Licence", declared(f"[{said.license}]({said.license_link})" if said.license_link else said.license)),
+        ("Licence", declared(f"[{licence}]({said.license_link})" if said.license_link else licence)),
         ("Questions", declared(said.contact)),
     ]
     optional = {"Base model", "Status", "Questions", "Weights"}

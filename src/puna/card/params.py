@@ -11,6 +11,7 @@ Source of the shapes: the published files, as docs/sources.md lists them; of wha
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 from puna.config import LlamaConfig, TextConfig, VisionConfig
@@ -66,17 +67,10 @@ class Parameters:
         return asdict(self)
 
 
-def weights(config: LlamaConfig) -> Iterator[Weight]:
-    """Yields every parameter of a model of this configuration."""
-    text = config.text
-    yield Weight("embedding.weight", "embedding", None, (text.vocab_size, text.width))
-    for layer in range(text.n_layers):
-        yield from _layer(text, layer)
-    yield Weight("norm.weight", "norms", None, (text.width,))
-    yield Weight("head.weight", "head", None, (text.vocab_size, text.width))
-    if config.vision is not None:
-        yield from _tower(config.vision)
-        yield Weight("projector.weight", "projector", None, (text.width, config.vision.output_width))
+@cache
+def weights(config: LlamaConfig) -> tuple[Weight, ...]:
+    """Returns every parameter of a model of this configuration."""
+    return tuple(_weights(config))
 
 
 def count(config: LlamaConfig) -> Parameters:
@@ -91,6 +85,18 @@ def count(config: LlamaConfig) -> Parameters:
     return Parameters(
         total=total, activated=activated, read=activated - parts["embedding"] - parts["norms"], parts=parts
     )
+
+
+def _weights(config: LlamaConfig) -> Iterator[Weight]:
+    text = config.text
+    yield Weight("embedding.weight", "embedding", None, (text.vocab_size, text.width))
+    for layer in range(text.n_layers):
+        yield from _layer(text, layer)
+    yield Weight("norm.weight", "norms", None, (text.width,))
+    yield Weight("head.weight", "head", None, (text.vocab_size, text.width))
+    if config.vision is not None:
+        yield from _tower(config.vision)
+        yield Weight("projector.weight", "projector", None, (text.width, config.vision.output_width))
 
 
 def _layer(text: TextConfig, layer: int) -> Iterator[Weight]:

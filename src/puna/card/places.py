@@ -1,4 +1,4 @@
-"""From what somebody names to the folders in which its records lie: a run, a model, or a preset without any.
+"""From what somebody names to the folders in which its records lie: a run, a model, or a preset, which has few.
 
 In: a name as `puna card` takes it. Out: a `Place`. A run has its log; its model, when it is finished, lies in `model/`
 below it. Records of a model lie beside its weights, in `records/` there, or in the run that made it.
@@ -38,9 +38,10 @@ def find(name: str, more: Sequence[Path] = ()) -> Place:
     for folder in more:
         if not folder.is_dir():
             raise ConfigError(f"--records {folder}: is no folder; name the one that holds the records")
-    folder = Path(str(files("puna"))) / "assets" / "cria" if name == "cria" else Path(name)
+    assets = Path(str(files("puna"))) / "assets"
+    folder = assets / "cria" if name == "cria" else Path(name)
     if not folder.is_dir() and name in PRESETS:
-        return Place(name, name, tuple(more))
+        return Place(name, name, (*more, assets / "llama4" / name))
     if not (folder / "config.json").is_file() and any((folder / each).is_file() for each in RUN_FILES):
         return _run(folder, more)
     run = folder.parent if any((folder.parent / each).is_file() for each in RUN_FILES) else None
