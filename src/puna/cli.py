@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prune_guard(commands)
     _add_bench(commands)
     _add_card(commands)
+    _add_doctor(commands)
     _add_plan(commands)
     return parser
 
@@ -332,6 +333,10 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--reference", metavar="MODEL", help="what tasks that compare with another model compare with")
     _add_machine(parser)
+
+
+def _add_doctor(commands: Any) -> None:
+    _command(commands, "doctor", _doctor, "say what this machine can run, and what is missing for more")
 
 
 def _add_card(commands: Any) -> None:
@@ -933,6 +938,13 @@ def _guard_on_weights(kind: str, model: str | None) -> "Guard | None":
     if kind not in ("content", "injection"):
         raise ConfigError(f"--model is {model!r}: there is no model for {kind}, it works by rules; leave it out")
     return content_guard(hub.resolve(model)) if kind == "content" else prompt_guard(hub.resolve(model))
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from puna.doctor import examine
+
+    found = examine()
+    _print(found.to_json(), arguments, found.text())
 
 
 def _card(arguments: argparse.Namespace) -> None:

@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "train": GROUND | {"prompt", "kernels", "model", "adapters", "weights", "quant", "parallel", "plan"},
     "bench": GROUND | {"model", "engine", "chat", "plan"},
     "card": GROUND,
+    "doctor": GROUND | {"card", "kernels.build"},
     "plan": GROUND | {"card.params", "card.memory"},
-    "cli": BELOW_CHAT | {"chat", "guard", "terminal", "serve", "eval", "train", "bench", "card", "plan"},
+    "cli": BELOW_CHAT | {"chat", "guard", "terminal", "serve", "eval", "train", "bench", "card", "plan", "doctor"},
     "__init__": frozenset({"chat"}),
     "__main__": frozenset({"cli"}),
 }
