@@ -19,8 +19,8 @@ from puna.kernels.formats import GROUP, Int4, Small, pack, shape
 from puna.quant.strips import device_of, strips
 
 LOWEST, HIGHEST = -8, 7
-QUICK_STRIP = 1 << 22
-"""Numbers that the kernels take at once: they pass over them once, and meetings of threads should be few."""
+QUICK_STRIP = 1 << 20
+"""Numbers that the kernels take at once: few meetings of threads, and little memory beside the weight."""
 TINY = torch.finfo(torch.float32).tiny
 REACHES = tuple(7 + 0.3 * i for i in range(9))
 """Where the extreme of a group may land, in steps below 0; beyond 8.5 it is clipped. Of 224 reaches on both sides the

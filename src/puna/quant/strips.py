@@ -19,7 +19,8 @@ STRIP_ELSEWHERE = 1 << 25
 def strips(weight: Tensor | Small, n_numbers: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Yields runs of rows and their numbers, float32 [rows in]; rows count through all experts of [.. out in].
 
-    A run has about `n_numbers`; None takes what suits several passes over them.
+    A run has about `n_numbers`; None takes what suits several passes over them. The numbers are valid until the next
+    are asked for: all lie in the same place, so that no more than one strip is in memory beside the weight.
 
     Raises WeightsError for a number that is infinite or none at all: nothing can be a multiple of its scale.
     """
@@ -27,11 +28,13 @@ def strips(weight: Tensor | Small, n_numbers: int | None = None) -> Iterator[tup
     n_rows = math.prod(leading)
     rows = weight.view(n_rows, width) if isinstance(weight, Tensor) else _flat(weight, n_rows)
     step = max(1, (n_numbers or STRIP.get(device_of(weight).type, STRIP_ELSEWHERE)) // width)
+    place = torch.empty(min(step, n_rows), width, dtype=torch.float32, device=device_of(weight))  # rows in
     for start in range(0, n_rows, step):
         run = slice(start, min(start + step, n_rows))
         part = rows[run] if isinstance(rows, Tensor) else type(rows)(rows.codes[run], rows.scales[run])
-        numbers = dequantize(part, torch.float32)  # rows in
-        if not math.isfinite(numbers.abs().max()):
+        numbers = place[: run.stop - run.start]
+        numbers.copy_(part if isinstance(part, Tensor) else dequantize(part, torch.float32))
+        if not all(map(math.isfinite, numbers.aminmax())):  # which need no memory of their own
             raise WeightsError(f"row {start} ff.: holds a number that is not finite; the checkpoint is damaged")
         yield run, numbers
 

@@ -24,7 +24,7 @@ from puna.model.transformer import Llama
 from puna.weights import names, pth, safetensors
 from puna.weights.configs import from_hf, from_meta
 from puna.weights.names import Layout, Part
-from puna.weights.stored import Staging, Stored, fill, read, read_whole, region, shape_at_rest
+from puna.weights.stored import Staging, Stored, fill, read, read_whole, region, room, shape_at_rest
 
 HF_CONFIG, HF_INDEX, HF_SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 HF_PREPROCESSOR, HF_PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -75,7 +75,7 @@ class Source:
 
     def read(self, name: str, staging: Staging, device: torch.device | str = "cpu") -> Tensor:
         """Returns one parameter in our orientation, of `self.dtype`, new memory on `device`."""
-        tensor = torch.empty(self.shapes[name], dtype=self.dtype, device=device)
+        tensor = room(self.shapes[name], self.dtype, device)
         for piece in self.pieces[name]:
             for shard, (stored, scale) in enumerate(zip(piece.stored, piece.scales, strict=True)):
                 target = region(tensor, piece.part, shard, len(piece.stored))

@@ -8,6 +8,7 @@ Not here: which key belongs to which parameter (`names`), how a file describes i
 """
 
 import math
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from puna.weights.names import Layout, Part
 
 PIECE_BYTES = 1 << 24  # large enough that reading is sequential, small beside any model
 _TURN_ROWS = 32  # rows turned at once: the fastest of 8..512 for bfloat16 matrices of 2560 x 8192 on x86
+
+
+_OWN_PAGES_BYTES = 1 << 20  # from here on a tensor gets pages of its own
 
 
 class Stored(NamedTuple):
@@ -37,6 +41,17 @@ class Stored(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key!r} in {self.path}"
+
+
+def room(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Returns memory for a parameter. A large one on the processor has pages of its own, which the system gets back
+    with its end: places in the heap between others that stay would be kept, and grow a process that loads one large
+    parameter after the other by several of them."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes < _OWN_PAGES_BYTES or torch.device(device).type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.empty(*shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(*shape)
 
 
 class Staging:
