@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -275,10 +275,13 @@ class Steps:
         team: Team,
         say: Progress,
         phase: str = "pretrain",
+        watch: Callable[[int], None] | None = None,
     ) -> None:
-        """Continues `state` from the newest checkpoint of folder `run`, if there is one. Raises as `resume` does."""
+        """`watch` is called with the number of each step that was made.
+
+        Continues `state` from the newest checkpoint of folder `run`, if there is one. Raises as `resume` does."""
         self.recipe, self.state, self.update, self.feed = recipe, state, update, feed
-        self.run_folder, self.team, self.say, self.phase = run, team, say, phase
+        self.run_folder, self.team, self.say, self.phase, self.watcher = run, team, say, phase, watch
         if resume(state, recipe, feed.digest, run, team.group):
             say(f"resumed at step {state.step} of {recipe.schedule.steps}")
         here = arithmetic(recipe.compute.compile)
@@ -309,6 +312,8 @@ class Steps:
                 if file is not None:
                     file.write(json.dumps(_facts(report)) + "\n")
                 self.say(_line(report, self.recipe.schedule.steps))
+                if self.watcher is not None:
+                    self.watcher(report.step)
                 is_due, is_asked = self.team.agree(self._is_due(), pause.is_set())
                 if is_due:
                     self._save()

@@ -42,7 +42,8 @@ class Batch:
 
     ids, positions (within the document), documents (number within the row, PADDING behind the last) and targets int64
     [B S]; weights float32 [B S]: that of the target, 0 where nothing is learnt. tiles uint8 [I 3 S S]: those of the
-    patch tokens in flat order, then blank ones. pieces[b][d] is the number of the piece that is document d of row b.
+    patch tokens in flat order, then blank ones. pieces[b] are the numbers of the pieces of row b, in order: a piece is
+    a document or a part of one, or as many documents as a packer keeps together.
     """
 
     ids: Tensor
@@ -67,8 +68,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
-    """What is packed: documents, or parts of those that are longer than a row. int64, one entry per piece:
-    document, first token and number of tokens in the store, first entry and number of tile_refs, source."""
+    """What is packed: documents, parts of those that are longer than a row, or several that stay together. int64, one
+    entry per piece: (first) document, first token and number of tokens in the store, first entry and number of
+    tile_refs, source."""
 
     document: Ints
     start: Ints
@@ -105,6 +107,28 @@ def cut_documents(store: Store, row_len: int, config: LlamaConfig) -> Pieces:
             name: np.asarray([column[i] for column in columns], dtype=np.int64)
             for i, name in enumerate(("document", "start", "length", "first_tile", "n_tiles", "source"))
         }
+    )
+
+
+def join_documents(store: Store, row_len: int, together: int) -> Pieces:
+    """Returns as pieces each `together` documents that follow one another, such as the two answers of a preference.
+
+    Raises ConfigError naming one that is longer than a row.
+    """
+    firsts = np.arange(0, store.n_documents, together)
+    ends = firsts + together
+    lengths = store.offsets[ends] - store.offsets[firsts]
+    for i in np.flatnonzero(lengths > row_len):
+        raise ConfigError(
+            f"batch.row_len: {row_len} is less than {store.names[firsts[i]]} needs, {lengths[i]}; raise it"
+        )
+    return Pieces(
+        document=firsts,
+        start=store.offsets[firsts],
+        length=lengths,
+        first_tile=store.tile_offsets[firsts],
+        n_tiles=store.tile_offsets[ends] - store.tile_offsets[firsts],
+        source=store.sources[firsts],
     )
 
 
@@ -156,12 +180,20 @@ class Packer:
         window: int,
         seed: int,
         passes: Mapping[str, float],
+        together: int = 1,
+        kept: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Raises ConfigError when a piece needs more tiles than a batch holds, or `passes` names an unknown source."""
+        """together: so many documents that follow one another share a row. kept: which documents are seen at all, bool
+        [n]; None: all.
+
+        Raises ConfigError when a piece needs more tiles than a batch holds, or `passes` names an unknown source.
+        """
         self.store = store
         self.rows, self.row_len, self.tiles, self.window = rows, row_len, tiles, window
         self.pad_id = config.pad_id
-        self.pieces = cut_documents(store, row_len, config)
+        self.together = together
+        pieces = cut_documents(store, row_len, config) if together == 1 else join_documents(store, row_len, together)
+        self.pieces = pieces if kept is None else _only(pieces, kept[pieces.document])
         for source in passes:
             if source not in store.source_names:
                 known = ", ".join(store.source_names)
@@ -195,17 +227,17 @@ class Packer:
         tile_refs: list[int] = []
         for b, row in enumerate(rows):
             at = 0
-            for d, piece in enumerate(row):
-                start, n = int(self.pieces.start[piece]), int(self.pieces.length[piece])
+            for d, (start, n) in enumerate(self._stretches(row)):
                 stop = at + n
                 ids[b, at:stop] = self.store.ids[start : start + n]
                 positions[b, at:stop] = np.arange(n)
                 documents[b, at:stop] = d
                 targets[b, at : stop - 1] = ids[b, at + 1 : stop]
                 weights[b, at : stop - 1] = self.store.weights[start + 1 : start + n]
+                at = stop
+            for piece in row:
                 first = int(self.pieces.first_tile[piece])
                 tile_refs += self.store.tile_refs[first : first + int(self.pieces.n_tiles[piece])].tolist()
-                at = stop
             positions[b, at:] = np.arange(self.row_len - at)
         tiles = np.zeros((self.tiles, *self.store.tiles.shape[1:]), dtype=np.uint8)
         if tile_refs:
@@ -228,6 +260,20 @@ class Packer:
             rows, rest = self._arrange(waiting[: self.window])
             waiting = [*rest, *waiting[self.window :]]
             yield self.make(rows)
+
+    def document_of(self, row: Sequence[int], d: int) -> int:
+        """Returns which document of the store is number `d` of a row of pieces."""
+        return int(self.pieces.document[row[d // self.together]]) + d % self.together
+
+    def _stretches(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yields first token and number of tokens of each document, or part of one, of a row."""
+        for piece in row:
+            if self.together == 1:
+                yield int(self.pieces.start[piece]), int(self.pieces.length[piece])
+                continue
+            first = int(self.pieces.document[piece])
+            for i in range(first, first + self.together):
+                yield int(self.store.offsets[i]), int(self.store.offsets[i + 1] - self.store.offsets[i])
 
     def names(self, batch: Batch) -> list[str]:
         """Returns the ids of the documents in a batch, for messages."""
@@ -336,6 +382,10 @@ class PackedFeed:
     def names(self, batch: Batch) -> list[str]:
         """Returns the ids of the documents in a batch."""
         return self.packer.names(batch)
+
+
+def _only(pieces: Pieces, kept: NDArray[np.bool_]) -> Pieces:
+    return Pieces(**{each.name: getattr(pieces, each.name)[kept] for each in fields(pieces)})
 
 
 def _permutation(n: int, *key: int) -> Ints:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,6 +30,9 @@ from puna.prompt.tokenizer import Tokenizer
 
 FORMAT = 1
 """Changes when the files of a store change their meaning: old stores are then made anew."""
+
+INDEX = "index.json"
+"""The file that completes a store."""
 
 Progress = Callable[[str], None]
 
@@ -50,6 +53,7 @@ class Store:
     offsets[i] to offsets[i+1] and the entries tile_offsets[i] to tile_offsets[i+1] of tile_refs, which are rows of
     tiles uint8 [n tiles 3 S S]: pictures that many documents share are held once.
     sources[i] indexes source_names; names[i] is the document's id; sets[i] its set (of held-out documents), or "".
+    facts: what whoever wrote it found worth keeping, JSON values.
     """
 
     ids: NDArray[Any]
@@ -63,6 +67,7 @@ class Store:
     names: tuple[str, ...]
     sets: tuple[str, ...]
     digest: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_documents(self) -> int:
@@ -84,10 +89,19 @@ def tokenise(
             raise ConfigError(f"{name}: {file} does not exist; prepare the corpus first (scripts/corpus)")
     digest = _digest(source, vocabulary, vision)
     home = Path(folder) / f"{source.stem}-{digest[:16]}"
-    if not (home / "index.json").is_file():
+
+    def write(folder: Path) -> None:
+        _write(source, Encoder(Tokenizer.load(vocabulary), vision, source.parent), folder, digest, progress)
+
+    return made(home, write)
+
+
+def made(home: Path, write: Callable[[Path], None]) -> Store:
+    """Returns the store in folder `home`, which `write` fills where there is none yet."""
+    if not (home / INDEX).is_file():
         partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
         partial.mkdir(parents=True)
-        _write(source, Encoder(Tokenizer.load(vocabulary), vision, source.parent), partial, digest, progress)
+        write(partial)
         _publish(partial, home)
     return open_store(home)
 
@@ -95,7 +109,7 @@ def tokenise(
 def open_store(home: str | Path) -> Store:
     """Returns the store in folder `home`; large arrays stay on disk until they are read."""
     home = Path(home)
-    index = json.loads((home / "index.json").read_text(encoding="utf-8"))
+    index = json.loads((home / INDEX).read_text(encoding="utf-8"))
     arrays = np.load(home / "index.npz")
     tile_shape = (index["n_tiles"], 3, index["tile_size"], index["tile_size"])
     return Store(
@@ -110,6 +124,7 @@ def open_store(home: str | Path) -> Store:
         names=tuple(index["names"]),
         sets=tuple(index["sets"]),
         digest=index["digest"],
+        facts=index.get("facts", {}),
     )
 
 
@@ -216,22 +231,29 @@ class _Span(NamedTuple):
     n: int
 
 
-class _Writer:
-    """Appends documents to the files of a store."""
+class Writer:
+    """Appends documents to the files of a store in `folder`; `tiles` gives those of a picture by its name."""
 
-    def __init__(self, encode: Encoder, folder: Path, dtype: str) -> None:
-        self.encode = encode
-        self.dtype = dtype
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, vision: VisionConfig | None, tiles: Callable[[str], NDArray[np.uint8]]
+    ) -> None:
+        self.folder, self.tokenizer, self.vision = folder, tokenizer, vision
+        self.dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self.ids: IO[bytes] = (folder / "ids.bin").open("wb")
         self.weights: IO[bytes] = (folder / "weights.bin").open("wb")
         self.tiles: IO[bytes] = (folder / "tiles.bin").open("wb")
         self.offsets, self.tile_offsets = [0], [0]
         self.tile_refs: list[int] = []
-        self.spans: dict[str, _Span] = {}
         self.n_tiles = 0
+        self._tiles_of = tiles
+        self._spans: dict[str, _Span] = {}
+        self._names: list[str] = []
+        self._sets: list[str] = []
+        self._sources: list[int] = []
+        self._source_numbers: dict[str, int] = {}
 
-    def add(self, document: Mapping[str, Any]) -> None:
-        encoded = self.encode(document)
+    def add(self, encoded: Encoded, *, name: str, source: str, set_name: str = "") -> None:
+        """Appends one document."""
         self.ids.write(np.asarray(encoded.ids, dtype=self.dtype).tobytes())
         self.weights.write(np.asarray(encoded.weights, dtype=np.uint8).tobytes())
         for picture in encoded.pictures:
@@ -239,64 +261,76 @@ class _Writer:
             self.tile_refs += range(span.first, span.first + span.n)
         self.offsets.append(self.offsets[-1] + len(encoded.ids))
         self.tile_offsets.append(len(self.tile_refs))
+        self._names.append(name)
+        self._sets.append(set_name)
+        self._sources.append(self._source_numbers.setdefault(source, len(self._source_numbers)))
 
-    def close(self) -> None:
+    def close(self, digest: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Completes the store; the index comes last."""
         for file in (self.ids, self.weights, self.tiles):
             file.close()
+        self._check_slots()
+        np.savez(
+            self.folder / "index.npz",
+            offsets=np.asarray(self.offsets, dtype=np.int64),
+            tile_offsets=np.asarray(self.tile_offsets, dtype=np.int64),
+            tile_refs=np.asarray(self.tile_refs, dtype=np.int64),
+            sources=np.asarray(self._sources, dtype=np.int64),
+        )
+        index = {
+            "digest": digest,
+            "dtype": self.dtype,
+            "n_tokens": self.offsets[-1],
+            "n_tiles": self.n_tiles,
+            "tile_size": 0 if self.vision is None else self.vision.tile_size,
+            "source_names": list(self._source_numbers),
+            "names": self._names,
+            "sets": self._sets,
+            "facts": dict(facts or {}),
+        }
+        (self.folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
     def _span(self, picture: str) -> _Span:
-        if picture not in self.spans:
-            tiles = self.encode.tiles(picture)
+        if picture not in self._spans:
+            tiles = self._tiles_of(picture)
             self.tiles.write(tiles.tobytes())
-            self.spans[picture] = _Span(self.n_tiles, len(tiles))
+            self._spans[picture] = _Span(self.n_tiles, len(tiles))
             self.n_tiles += len(tiles)
-        return self.spans[picture]
+        return self._spans[picture]
+
+    def _check_slots(self) -> None:
+        """Every tile must have its patch tokens: else features would land in the wrong places."""
+        if self.vision is None:
+            return
+        ids = np.fromfile(self.ids.name, dtype=self.dtype)
+        n_slots = int((ids == self.tokenizer.special["<|patch|>"]).sum())
+        assert n_slots == len(self.tile_refs) * self.vision.tokens_per_tile, "patch tokens and tiles do not match"
 
 
 def _write(documents: Path, encode: Encoder, folder: Path, digest: str, progress: Progress) -> None:
-    """Fills `folder` with the store of `documents`; index.json comes last."""
-    dtype = "uint16" if encode.tokenizer.vocab_size <= 1 << 16 else "uint32"
-    writer = _Writer(encode, folder, dtype)
-    names: list[str] = []
-    sets: list[str] = []
-    sources: list[int] = []
-    source_numbers: dict[str, int] = {}
+    """Fills `folder` with the store of `documents`."""
+    writer = Writer(folder, encode.tokenizer, encode.vision, encode.tiles)
     total = documents.stat().st_size
-    for number, done, document in _lines(documents):
+    n_documents = 0
+    for number, done, document in lines_of(documents):
         try:
-            writer.add(document)
+            writer.add(
+                encode(document),
+                name=str(document.get("id", number)),
+                source=str(document.get("source", "")),
+                set_name=str(document.get("set", "")),
+            )
         except (PromptError, KeyError, OSError) as error:
             raise PromptError(f"{documents}, line {number}: {error!r}; correct this document") from error
-        names.append(str(document.get("id", number)))
-        sets.append(str(document.get("set", "")))
-        sources.append(source_numbers.setdefault(str(document.get("source", "")), len(source_numbers)))
+        n_documents += 1
         if number % 2000 == 0:
             progress(
                 f"tokenise {documents.name}: {100 * done / total:.0f} %, "
                 f"{number} documents, {writer.offsets[-1]} tokens"
             )
-    writer.close()
-    _check_slots(writer, encode)
-    np.savez(
-        folder / "index.npz",
-        offsets=np.asarray(writer.offsets, dtype=np.int64),
-        tile_offsets=np.asarray(writer.tile_offsets, dtype=np.int64),
-        tile_refs=np.asarray(writer.tile_refs, dtype=np.int64),
-        sources=np.asarray(sources, dtype=np.int64),
-    )
-    index = {
-        "digest": digest,
-        "dtype": dtype,
-        "n_tokens": writer.offsets[-1],
-        "n_tiles": writer.n_tiles,
-        "tile_size": 0 if encode.vision is None else encode.vision.tile_size,
-        "source_names": list(source_numbers),
-        "names": names,
-        "sets": sets,
-    }
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    writer.close(digest)
     progress(
-        f"tokenise {documents.name}: done, {len(names)} documents, {writer.offsets[-1]} tokens, {writer.n_tiles} tiles"
+        f"tokenise {documents.name}: done, {n_documents} documents, {writer.offsets[-1]} tokens, {writer.n_tiles} tiles"
     )
 
 
@@ -305,21 +339,12 @@ def _publish(partial: Path, home: Path) -> None:
     try:
         os.replace(partial, home)
     except OSError:
-        if not (home / "index.json").is_file():
+        if not (home / INDEX).is_file():
             raise
         shutil.rmtree(partial)
 
 
-def _check_slots(writer: _Writer, encode: Encoder) -> None:
-    """Every tile must have its patch tokens: else features would land in the wrong places."""
-    if encode.vision is None:
-        return
-    ids = np.fromfile(writer.ids.name, dtype=writer.dtype)
-    n_slots = int((ids == encode.special["<|patch|>"]).sum())
-    assert n_slots == len(writer.tile_refs) * encode.vision.tokens_per_tile, "patch tokens and tiles do not match"
-
-
-def _lines(documents: Path) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+def lines_of(documents: Path) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
     """Yields line number from 1, bytes read and parsed document of each line that is not blank."""
     done = 0
     with documents.open("rb") as file:
