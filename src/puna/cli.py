@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from puna.prompt.message import Message
     from puna.quant.drift import Drift
     from puna.serve.batch import Summary
+    from puna.train.loop import Outcome
 
 _SAMPLING = {
     "temperature": (float, "0 takes the most probable token; higher is bolder (default 0.6)"),
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_params(commands)
     _add_prepare(commands)
     _add_train(commands)
+    _add_tune(commands)
     _add_eval(commands)
     _add_guard(commands)
     _add_prune_guard(commands)
@@ -254,6 +256,15 @@ def _add_train(commands: Any) -> None:
         "--gpu-memory", type=float, default=80.0, metavar="GB", help="of one GPU, for --dry-run (default 80)"
     )
     parser.add_argument("--port", type=int, default=8090, help="where watch shows its page (default 8090)")
+
+
+def _add_tune(commands: Any) -> None:
+    parser = _command(commands, "tune", _tune, "tune a model as a recipe says, or go on where it stopped")
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/tune-cria-sft.toml")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
 
 
 def _add_prepare(commands: Any) -> None:
@@ -750,14 +761,31 @@ def _plan_run(arguments: argparse.Namespace) -> None:
 
 
 def _train_run(arguments: argparse.Namespace) -> None:
-    # Read when torch is imported. Threads that spin while they wait lose far more than half beside other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["OMP_DYNAMIC"] = "FALSE"  # else the number of threads, and so the order of sums, follows the load
+    _settle_threads()
     from puna.train import loop, recipe
 
     read = recipe.read(arguments.recipe, arguments.set)
     folder = arguments.folder or Path("runs", arguments.recipe.stem)
-    outcome = loop.train(read, folder, _say_progress)
+    _print_outcome(arguments, folder, loop.train(read, folder, _say_progress))
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    _settle_threads()
+    from puna.train import tune, tune_recipe
+
+    read = tune_recipe.read(arguments.recipe, arguments.set)
+    folder = arguments.folder or Path("runs", arguments.recipe.stem)
+    _print_outcome(arguments, folder, tune.tune(read, folder, _say_progress))
+
+
+def _settle_threads() -> None:
+    """Call it before torch is imported, which reads these. Threads that spin while they wait lose far more than half
+    beside other work; and their number, and so the order of sums, must not follow the load."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["OMP_DYNAMIC"] = "FALSE"
+
+
+def _print_outcome(arguments: argparse.Namespace, folder: Path, outcome: "Outcome") -> None:
     document = {"run": str(folder), "step": outcome.step, "finished": outcome.finished}
     state = "finished" if outcome.finished else "paused; the same command goes on"
     _print(document, arguments, f"{folder}: step {outcome.step}, {state}")
