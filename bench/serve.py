@@ -8,8 +8,9 @@ clients got on (the least over the most tokens of a client). Then the same promp
 alone, ids in and ids out, and as streams of all clients: tokens a second of both, in one process and one sitting.
 
 The server is that of `puna serve`: the model in this process, HTTP in another. The clients are a third process that
-does little but count. All share the processors, so what clients use is part of what the server seems to cost; processor
-time a token is told of each. With --threads 1 on two cores the model has one to itself and the rest the other. Writes
+does little but count, at the lowest priority: they would be elsewhere. All share the processors, so what clients use is
+part of what the server seems to cost; processor time a token is told of each. With --threads 1 on two cores the model
+has one to itself and the rest the other. Writes
 bench/results/serve-DATE-PROCESSOR.json and prints a table.
 """
 
@@ -33,6 +34,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 ROOT = Path(__file__).parents[1]
 MODEL = "bench"
@@ -62,7 +65,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.clients_of:
         host, _, port = chosen.clients_of.rpartition(":")
-        print(json.dumps(asyncio.run(clients(host, int(port), chosen.clients, chosen.seconds, chosen.mixed))))
+        os.nice(19)
+        print(json.dumps(uvloop.run(clients(host, int(port), chosen.clients, chosen.seconds, chosen.mixed))))
     else:
         serve_and_measure(chosen)
 

@@ -47,7 +47,7 @@ class Detokenizer:
             if not self._shows(token_id):
                 return ""
             return self._advance(self._decoder.decode(b"", final=True) + self._tokenizer.decode([token_id]))
-        return self._advance(self._decoder.decode(self._tokenizer.decode_bytes([token_id])))
+        return self._advance(self._decoder.decode(self._tokenizer.bytes_of(token_id)))
 
     def finish(self) -> str:
         """Returns what was held back: the beginning of a stop string that never came, and an unfinished character."""

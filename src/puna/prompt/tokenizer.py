@@ -47,7 +47,7 @@ _RUN = re.compile(r"\s+|\S+")
 
 
 class Tokenizer:
-    """Byte-pair tokens plus a table of special tokens. Immutable and safe to share between threads."""
+    """Byte-pair tokens plus a table of special tokens. Does not change, and is safe to share between threads."""
 
     def __init__(self, *, ranks: Mapping[bytes, int], special: Mapping[str, int], pattern: str, name: str) -> None:
         """`ranks` maps the bytes of a token to its id, lower ids merging first; `name` is what errors call the file.
@@ -70,6 +70,7 @@ class Tokenizer:
         self.stop_ids: frozenset[int] = frozenset(special[stop] for stop in STOP_NAMES if stop in special)
         self.vocab_size: int = 1 + max(chain(ranks.values(), special.values()))
         self._special_ids = frozenset(special.values())
+        self._bytes_of: dict[int, bytes] = {}
         self._made_of = dict(ranks), dict(special), pattern, name
 
     @classmethod
@@ -126,6 +127,12 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the bytes of `ids` without special tokens. Raises PromptError for an id outside the vocabulary."""
         return self._bytes([token_id for token_id in ids if not self.is_special(token_id)])
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Returns the bytes of one id that is not special, remembered for the next time. Raises as `decode_bytes`."""
+        if token_id not in self._bytes_of:
+            self._bytes_of[token_id] = self._bytes([token_id])
+        return self._bytes_of[token_id]
 
     def _bytes(self, ids: list[int]) -> bytes:
         try:

@@ -40,7 +40,7 @@ from puna.serve.guarding import Guarding
 from puna.serve.orders import Begin, End, Order, Problem, Report
 from puna.serve.state import Settings
 
-NICENESS = 5
+NICENESS = 15
 """Of the process that serves HTTP: on a machine where both want the processors, steps come first."""
 
 _BUFFER_BYTES = 4 * 2**20  # of reports that HTTP has not read: then the model waits
@@ -141,6 +141,7 @@ class Face:
 
     def step(self) -> None:
         """Runs the model until the other process has ended. Raises DeviceError unless it was told to."""
+        stepping.settle_memory()
         with contextlib.closing(_Inbox(self._line, self._assistant.prompter)) as inbox:
             stepping.run(self._assistant, inbox.take, self._tell)
         if self.process.wait() != 0:
@@ -243,6 +244,7 @@ def serve(line_fd: int, listening_fd: int) -> None:
         _send(line, _pickled(Problem.of(error)))
         sys.exit(1)
     os.nice(NICENESS)
+    stepping.settle_memory()
     stepper = LineStepper(line, tells_routes=setup.tells_routes)
     server = app.Server(setup.prompter, stepper, replace(setup.settings, screen=protections))
     listener = app.Listener(server, drain_seconds=setup.drain_seconds)

@@ -43,17 +43,17 @@ __all__ = ["LOCAL_HOSTS", "ROUTES", "Listener", "Server", "Settings", "listen", 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 ROUTES: list[Callable[[State], list[Any]]] = [
-    models.routes,
-    tokens.routes,
     chat.routes,
     completions.routes,
     responses.routes,
     messages.routes,
     moderations.routes,
+    models.routes,
+    tokens.routes,
     openapi.routes,
     look.routes,
 ]
-"""What is served, one function for each file of routes."""
+"""What is served, one function for each file of routes: what is asked most comes first."""
 
 
 class Server:
@@ -117,6 +117,7 @@ class Listener(uvicorn.Server):
                 access_log=False,
                 log_level="warning",
                 server_header=False,
+                proxy_headers=False,  # nothing here depends on where a client is
                 timeout_graceful_shutdown=drain_seconds,
             )
         )

@@ -43,12 +43,11 @@ class Metrics:
         self.decode = self._histogram("request_decode_time_seconds", "From then to the end of its answers.", _SECONDS)
         self.prompt_lens = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
         self.answer_lens = self._histogram("request_generation_tokens", "Tokens of all answers of a prompt.", _TOKENS)
+        finished = "Answers that ended, by why."
         self._finished = Counter(
-            f"{prefix}request_success",
-            "Answers that ended, by why.",
-            ("model_name", "finished_reason"),
-            registry=self._registry,
+            f"{prefix}request_success", finished, ("model_name", "finished_reason"), registry=self._registry
         )
+        self._finished_by: dict[str, Counter] = {}  # finding one by its labels takes long
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Adds a gauge whose value is read when somebody asks."""
@@ -61,7 +60,9 @@ class Metrics:
 
     def finish(self, reason: str) -> None:
         """Counts an answer that ended."""
-        self._finished.labels(self.model, reason).inc()
+        if reason not in self._finished_by:
+            self._finished_by[reason] = self._finished.labels(self.model, reason)
+        self._finished_by[reason].inc()
 
     def totals(self) -> dict[str, int]:
         """Returns what was counted in all: tokens read and made, and tiles."""

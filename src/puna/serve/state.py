@@ -6,8 +6,8 @@ Not here: routes, HTTP.
 
 import asyncio
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,4 +102,4 @@ class State:
 
 def new_id(prefix: str) -> str:
     """Returns an id that nothing else has."""
-    return prefix + uuid.uuid4().hex
+    return prefix + secrets.token_hex(16)

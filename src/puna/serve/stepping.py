@@ -9,6 +9,7 @@ Not here: who orders (`worker`), the process it may have to itself (`apart`).
 
 import asyncio
 import contextlib
+import gc
 import logging
 import queue
 import threading
@@ -42,6 +43,12 @@ def tells_routes(assistant: Assistant) -> bool:
     """Says whether an answer may have its experts: several ranks do not tell each other their routes."""
     has_ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
     return bool(assistant.config.text.moe_layers) and not has_ranks
+
+
+def settle_memory() -> None:
+    """Has the garbage collector leave alone what is there: else it looks at a model's and torch's objects for ever."""
+    gc.collect()
+    gc.freeze()
 
 
 class ThreadStepper:
@@ -192,8 +199,8 @@ class _Stepping:
         load = self._assistant.engine.load
         shares = [held / n for held, n in zip(load.n_held_blocks, load.n_blocks, strict=True) if n]
         return Held(
-            n_running=self._session.n_running,
-            n_waiting=self._session.n_waiting,
+            n_running=load.n_running,
+            n_waiting=load.n_waiting,
             kv_use=max(shares, default=0.0),
             n_prompt_tokens=load.n_prompt_tokens,
             n_cached_tokens=load.n_cached_tokens,
