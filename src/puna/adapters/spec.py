@@ -16,8 +16,7 @@ from torch import Tensor
 from puna.config import LlamaConfig
 from puna.errors import ConfigError
 from puna.kernels.low_rank import Factors
-from puna.model.count import part_of
-from puna.model.transformer import Llama
+from puna.model.count import part_of, shapes
 
 Adapter = Mapping[str, Factors]
 """Factors by the name of the parameter that they correct."""
@@ -137,13 +136,7 @@ def busiest(config: LlamaConfig, counts: Tensor, share: float) -> dict[int, tupl
 
 def maps(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all matrices that an adapter can correct, [out in] or [E out in], by name."""
-    with torch.device("meta"):
-        model = Llama(config)
-    return {
-        name: tuple(parameter.shape)
-        for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and name not in _NO_MAPS
-    }
+    return {name: shape for name, shape in shapes(config).items() if len(shape) > 1 and name not in _NO_MAPS}
 
 
 def check(adapter: Adapter, config: LlamaConfig) -> None:

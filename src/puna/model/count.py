@@ -4,6 +4,7 @@ In: a configuration. Out: counts, from a model built on the meta device, which t
 Not here: bytes, which depend on how weights are stored.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -67,13 +68,18 @@ class ParameterCount:
 def count_parameters(config: LlamaConfig) -> ParameterCount:
     """Returns the parameter counts of a model with this configuration."""
     counts = {part: 0 for _, part in _PARTS}
-    with torch.device("meta"):
-        model = Llama(config)
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] += parameter.numel()
+    for name, shape in shapes(config).items():
+        counts[part_of(name)] += math.prod(shape)
     text = config.text
     active = counts["routed_experts"] * text.n_active_experts // text.n_experts if text.moe_layers else 0
     return ParameterCount(**counts, active_experts=active)
+
+
+def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all parameters, by name."""
+    with torch.device("meta"):
+        model = Llama(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def part_of(name: str) -> str:
