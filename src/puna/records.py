@@ -134,6 +134,9 @@ def write_energy(path: Path, records: Sequence[Energy]) -> None:
     partial.replace(path)
 
 
+RECORDS = "records"
+"""The folder beside a model's files that may hold its records: no part of the model itself."""
+
 TRAINING = "training.json"
 """The file of a run, or beside a model, that holds how its weights came to be: all runs, the first one first."""
 

@@ -1,13 +1,16 @@
 """What a run leaves on record: what it was told, what it read and used, and what came before it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from puna import host
-from puna.records import ENERGY, TRAINING, read_energy, read_training
+from puna.records import ENERGY, RECORDS, TRAINING, read_energy, read_training
+from puna.train.account import account
 from puna.train.loop import train
 from puna.train.recipe import from_dict
+from puna.weights import hub
 
 
 def test_a_run_and_the_one_it_started_from_are_on_one_record(tables: dict[str, Any], tmp_path: Path) -> None:
@@ -24,6 +27,14 @@ def test_a_run_and_the_one_it_started_from_are_on_one_record(tables: dict[str, A
     log = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").read_text("utf-8").splitlines()]
     assert (first.tokens, first.tiles) == tuple(sum(line[name] for line in log) for name in ("tokens", "tiles"))
     assert {name: source.documents for name, source in first.sources.items()} == {"text": 21, "picture": 20, "chat": 20}
+
+
+def test_what_was_tuned_from_the_model_that_ships_begins_with_its_runs(tables: dict[str, Any], tmp_path: Path) -> None:
+    recipe = from_dict(tables)
+    (tmp_path / "tuned").mkdir()
+    account(tmp_path / "tuned", replace(recipe, model=replace(recipe.model, start="cria")), {})
+    runs = read_training(tmp_path / "tuned" / TRAINING)
+    assert runs[:-1] == read_training(hub.resolve("cria") / RECORDS / TRAINING) != () and runs[-1].name == "tuned"
 
 
 def test_a_run_that_goes_on_stays_one_run_on_record(tables: dict[str, Any], tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from puna.errors import ConfigError
 from puna.presets import PRESETS
-from puna.records import TRAINING, read_training
+from puna.records import RECORDS, TRAINING, read_training
 
 RUN_FILES = ("log.jsonl", TRAINING)
-MODEL, RECORDS = "model", "records"
+MODEL = "model"
 _BYTES = {"float32": 4}
 
 
@@ -57,7 +57,8 @@ def _run(run: Path, more: Sequence[Path]) -> Place:
     known = read_training(run / TRAINING)
     if not known:
         raise ConfigError(f"{run}: has neither a model nor {TRAINING} yet; let the run pause or end first")
-    return Place(run.resolve().name, str(known[-1].recipe["model"]["preset"]), folders)
+    model = known[-1].recipe["model"]  # a run that tunes has a base, which an adapter leaves as it is
+    return Place(run.resolve().name, str(model.get("preset") or model["base"]), folders)
 
 
 def float_bytes(folder: Path) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from puna import __version__, host
-from puna.records import ENERGY, TRAINING, Source, Training, read_energy, read_training, write_training
+from puna.records import ENERGY, RECORDS, TRAINING, Source, Training, read_energy, read_training, write_training
 from puna.train.recipe import RunRecipe
 from puna.train.store import Store
+from puna.weights import hub
 
 LOG = "log.jsonl"
 PHASE = "pretrain"  # of a run whose energy nobody recorded
@@ -56,10 +57,12 @@ def sources_of(store: Store, passes: Mapping[str, float]) -> dict[str, Source]:
 
 
 def _before(start: str) -> tuple[Training, ...]:
-    """Returns the runs behind the weights in a folder: it lies in a run's folder, or has the record itself."""
+    """Returns the runs behind the weights that a run starts from: on record beside them, or in the run they are of."""
     if not start:
         return ()
-    return read_training(Path(start) / TRAINING) or read_training(Path(start).parent / TRAINING)
+    folder = hub.resolve(start) if start in hub.PACKAGED else Path(start)
+    places = (folder, folder / RECORDS, folder.parent)
+    return next((found for place in places if (found := read_training(place / TRAINING))), ())
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
