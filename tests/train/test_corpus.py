@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from puna.train import corpus
-from puna.train.corpus import Document, Picture, look_documents
+from puna.train.corpus import Document, Picture
 from puna.train.questions import LANGUAGES, Turn
 from puna.train.sources import Emoji, Gloss, Story, StoryPage
 
@@ -178,18 +178,3 @@ def test_no_held_out_story_is_trained_on(lines: dict[str, list[dict[str, Any]]])
     held_out = works(lines["held_out"])
     assert len(held_out) == 20
     assert not held_out & works(lines["train"])
-
-
-def test_the_second_stage_asks_about_each_emoji_alone_and_keeps_drawings_and_some_texts() -> None:
-    turns = tuple(Turn("en", f"What {i}?", f"answer {i}") for i in range(5))
-    picture = Picture("pictures/a.png")
-    chat = Document(id="e", source="emoji", language="en", turns=turns, pictures=(picture,))
-    drawn = Document(id="c", source="chart", language="en", turns=turns, pictures=(picture,))
-    page = Document(id="p", source="asp", language="en", content=(picture, "Once."))
-    texts = [Document(id=f"t{i}", source="pb", language="en", content=("Once.",)) for i in range(400)]
-    looks = look_documents(Random(0), [chat, drawn, page, *texts])
-    asked = [look for look in looks if look.source == "look"]
-    assert len(asked) == 3 and all(len(look.turns) == 1 and look.pictures == (picture,) for look in asked)
-    assert len({look.turns[0].question for look in asked}) == 3
-    assert drawn in looks and page not in looks
-    assert 30 < sum(look.source == "pb" for look in looks) < 90  # about 15 of 100

@@ -147,7 +147,9 @@ def initialise(model: Llama, generator: torch.Generator) -> None:
     """Fills all parameters of `model` with the start values of a training, from `generator` alone.
 
     Matrices keep the variance of what they read (std 1/sqrt(fan in)); those that write into the residual stream are
-    smaller by sqrt(2 * layers), so that its variance does not grow with depth; gains are 1 and biases 0.
+    smaller by sqrt(2 * layers), so that its variance does not grow with depth; gains are 1 and biases 0. A token's
+    embedding, which is looked up and not multiplied, has the variance of the stream itself, 1: at 1/width it would
+    drown in what the layers and the picture features write beside it (decision 021).
     """
     for name, parameter in model.named_parameters():
         depth = model.config.text.n_layers
@@ -156,7 +158,7 @@ def initialise(model: Llama, generator: torch.Generator) -> None:
         if parameter.dim() < 2 and not name.endswith("class_token"):
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
-        std = parameter.shape[-1] ** -0.5
+        std = 1.0 if name == "embedding.weight" else parameter.shape[-1] ** -0.5
         if name.endswith(("attention.output.weight", "down", "down.weight")) and "adapter" not in name:
             std *= (2 * depth) ** -0.5
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

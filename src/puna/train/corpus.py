@@ -12,7 +12,7 @@ import json
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
@@ -53,9 +53,6 @@ from puna.train.sources import (
 
 EMOJI_SIZE = 64  # pixels; the size in which the two emoji packages are published
 PICTURE_SIZES = (96, 192)  # pixels on the long side of a story picture: one tile, or four tiles and the global one
-LOOKS = 3  # questions of a chat about an emoji that the second stage asks again, each alone
-DRAWN = ("scene", "chart", "page")
-TEXT_SHARE = 0.15  # of the documents without a picture that the second stage repeats
 STYLES = ("noto", "twemoji")  # the drawing styles that are trained on; OpenMoji is held out
 STORY_TOKENS = 700  # about as many tokens as one text-only document of a story has
 PAGES_TOKENS = 300  # about as many text tokens as one document of pictures and pages has
@@ -427,23 +424,6 @@ def drawn_receipt(rng: Random, fonts: Fonts) -> tuple[Image.Image, tuple[Turn, .
     return receipt.image, ask.receipt_turns(rng, receipt)
 
 
-def look_documents(rng: Random, documents: Iterable[Document]) -> list[Document]:
-    """The second stage's corpus: questions about one emoji, each a document of its own, all drawings, some texts.
-
-    A short document has little besides the picture and its name: more pictures a second. Up to LOOKS questions of each
-    chat about an emoji are taken, and TEXT_SHARE of the documents without a picture, so that texts are not forgotten.
-    """
-    looks = []
-    for document in documents:
-        if document.source == "emoji" and document.turns and len(document.pictures) == 1:
-            for number, turn in enumerate(rng.sample(document.turns, min(LOOKS, len(document.turns)))):
-                looks.append(replace(document, id=f"{document.id}-look{number}", source="look", turns=(turn,)))
-        elif document.source in DRAWN or (not document.has_picture and rng.random() < TEXT_SHARE):
-            looks.append(document)
-    rng.shuffle(looks)
-    return looks
-
-
 # ── the whole corpus ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -473,9 +453,8 @@ def write_corpus(sources: Sources, mixture: Mixture, folder: Path) -> dict[str, 
         *_held_out_emoji(rng, emoji, codes, folder),
         *_held_out_drawings(Random(f"{mixture.seed} held out"), mixture, sources, emoji, folder),
     ]
-    _write_lines(folder / "train.jsonl", documents)
-    _write_lines(folder / "looks.jsonl", look_documents(Random(f"{mixture.seed} looks"), documents))
-    _write_lines(folder / "held_out.jsonl", held_out)
+    write_records(folder / "train.jsonl", (document.record() for document in documents))
+    write_records(folder / "held_out.jsonl", (document.record() for document in held_out))
     return {
         "documents": dict(Counter(document.source for document in documents)),
         "documents_by_language": dict(Counter(document.language for document in documents)),
@@ -544,7 +523,7 @@ def _text_corpus(rng: Random, mixture: Mixture, sources: Sources, emoji: Sequenc
 def _drawn_corpus(
     rng: Random, mixture: Mixture, sources: Sources, emoji: Sequence[Emoji], folder: Path
 ) -> Iterator[Document]:
-    fonts, words = Fonts(folder=sources.fonts), _short_words(emoji)
+    fonts, words = Fonts(folder=sources.fonts), short_words(emoji)
     makers: tuple[tuple[str, int, Draw], ...] = (
         ("scene", mixture.scenes, drawn_scene),
         ("chart", mixture.charts, partial(drawn_chart, fonts=fonts)),
@@ -554,7 +533,7 @@ def _drawn_corpus(
     for kind, (source, n_drawings, draw) in enumerate(makers):
         for number in range(n_drawings):
             image, turns = draw(rng)
-            picture = _save(image, folder, f"pictures/{source}/{kind}-{number}.png")
+            picture = save_picture(image, folder, f"pictures/{source}/{kind}-{number}.png")
             name = f"{source}-{kind}-{number}"
             yield Document(id=name, source=source, language=turns[0].language, turns=turns, pictures=(picture,))
 
@@ -595,7 +574,7 @@ def _held_out_emoji(rng: Random, emoji: Sequence[Emoji], codes: frozenset[str], 
 def _held_out_drawings(
     rng: Random, mixture: Mixture, sources: Sources, emoji: Sequence[Emoji], folder: Path
 ) -> Iterator[Document]:
-    fonts, words = Fonts(folder=sources.fonts), _short_words(emoji)
+    fonts, words = Fonts(folder=sources.fonts), short_words(emoji)
     makers: dict[str, tuple[Draw, ...]] = {
         "scene": (drawn_scene,),
         "chart": (partial(drawn_chart, fonts=fonts),),
@@ -604,7 +583,7 @@ def _held_out_drawings(
     for held_out, draws in makers.items():
         for number in range(mixture.held_out_questions):
             image, turns = draws[number % len(draws)](rng)
-            picture = _save(image, folder, f"pictures/held_out/{held_out}-{number}.png")
+            picture = save_picture(image, folder, f"pictures/held_out/{held_out}-{number}.png")
             yield _question(f"{held_out}-{number}", held_out, held_out, rng.choice(turns), picture)
 
 
@@ -634,15 +613,15 @@ def _write_story_pictures(stories: Sequence[Story], images: Path, folder: Path) 
 
 def _write_emoji(rng: Random, one: Emoji, style: str, n_variants: int, folder: Path) -> list[Picture]:
     """The emoji as published on white paper, and `n_variants` - 1 more with another paper, angle and size."""
-    picture = _open_drawing(one.files[style])
+    picture = open_drawing(one.files[style])
     written = []
     for number in range(n_variants):
         image = vary_picture(rng, picture, size=EMOJI_SIZE) if number else flatten_picture(picture, size=EMOJI_SIZE)
-        written.append(_save(image, folder, f"pictures/{style}/{one.code}-{number}.png"))
+        written.append(save_picture(image, folder, f"pictures/{style}/{one.code}-{number}.png"))
     return written
 
 
-def _open_drawing(file: Path) -> Image.Image:
+def open_drawing(file: Path) -> Image.Image:
     """A PNG file, or an SVG file drawn at four times EMOJI_SIZE (which needs the package cairosvg)."""
     if file.suffix != ".svg":
         with Image.open(file) as opened:
@@ -653,16 +632,18 @@ def _open_drawing(file: Path) -> Image.Image:
     return Image.open(BytesIO(drawn)).convert("RGBA")
 
 
-def _save(image: Image.Image, folder: Path, path: str) -> Picture:
+def save_picture(image: Image.Image, folder: Path, path: str) -> Picture:
+    """Writes a picture to `path` within the folder of the corpus."""
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     image.save(folder / path)
     return Picture(path)
 
 
-def _write_lines(file: Path, documents: Iterable[Document]) -> None:
+def write_records(file: Path, records: Iterable[Mapping[str, object]]) -> None:
+    """Writes one record a line."""
     with file.open("w", encoding="utf-8", newline="\n") as lines:
-        for document in documents:
-            lines.write(json.dumps(document.record(), ensure_ascii=False) + "\n")
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _characters(documents: Iterable[Document]) -> Counter[str]:
@@ -687,7 +668,7 @@ def _dictionary_entry(gloss: Gloss) -> str:
     return entry + "".join(f" “{example}”" for example in gloss.examples[:2])
 
 
-def _short_words(emoji: Sequence[Emoji]) -> dict[str, list[str]]:
+def short_words(emoji: Sequence[Emoji]) -> dict[str, list[str]]:
     """Words of at most eight characters to print, by language: the single-word emoji names."""
     return {
         language: sorted({one.names[language] for one in emoji if _is_short_word(one.names[language])})

@@ -99,7 +99,7 @@ class Gloss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Folders of the unpacked sources."""
+    """Folders of the unpacked sources; `icons` are those of icon sets, by style."""
 
     storybooks: Path
     noto: Path
@@ -111,6 +111,7 @@ class Sources:
     local_names: Path
     wordnet: Path
     fonts: Path
+    icons: Mapping[str, Path]
 
 
 def read_story_pages(folder: Path) -> list[Story]:
