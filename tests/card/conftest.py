@@ -15,6 +15,15 @@ HOST = Host(
 )  # fmt: skip
 
 
+RECIPE = {
+    "model": {"preset": "cria", "start": "/somebody/runs/earlier/model", "seed": 1},
+    "batch": {"rows": 4, "row_len": 1024, "tiles": 0},
+    "optimizer": {"lr": 0.005, "matrices": "muon"},
+    "lora": {"rank": 8, "targets": ["attention", "experts"]},
+    "data": {"documents": "/somebody/corpus.jsonl"},
+}
+
+
 def energy(**changes: Any) -> Energy:
     """One start: an hour on two processors of 700 W, PUE 1.5, 0.4 kg/kWh there, nothing bought."""
     plain: dict[str, Any] = {
@@ -29,7 +38,7 @@ def energy(**changes: Any) -> Energy:
 def training(**changes: Any) -> Training:
     """A run of ten steps, recorded whole."""
     plain: dict[str, Any] = {
-        "phase": "pretrain", "name": "first", "recipe": {"model": {"preset": "cria", "start": ""}}, "steps": 10,
+        "phase": "pretrain", "name": "first", "recipe": RECIPE, "steps": 10,
         "planned": 10, "tokens": 1000, "learnt": 900, "tiles": 7, "seconds": 1800.0, "energy": (energy(),),
         "sources": {"books": Source(documents=3, tokens=800, passes=2.0)}, "hosts": (HOST,),
         "began": "2026-03-01T00:00:00+00:00", "ended": "2026-03-02T00:00:00+00:00", "version": "0.1.0",

@@ -44,6 +44,21 @@ def test_a_card_shows_all_that_is_on_record(folder: Path) -> None:
     assert rows_of(text, "Training tokens") == [["Training tokens", "2,000 in 2 runs"]]
 
 
+def test_settings_of_runs_stand_side_by_side_without_anybodys_folders(folder: Path) -> None:
+    text = made(folder).markdown()
+    assert rows_of(text, "optimizer.lr") == [["optimizer.lr", "0.005", "0.005"]]
+    assert rows_of(text, "model.start") == [["model.start", "earlier/model", "earlier/model"]]
+    assert rows_of(text, "lora.targets")[0][1] == "attention, experts" and not rows_of(text, "batch.tiles")
+    assert "somebody" not in text
+
+
+def test_the_base_of_a_tuned_model_is_on_its_card(folder: Path) -> None:
+    tuned = {"model": {"base": "cria"}, "objective": {"kind": "supervised"}}
+    write_training(folder / "training.json", [training(name="tuned", phase="supervised", recipe=tuned)])
+    text = made(folder).markdown()
+    assert rows_of(text, "Base model") == [["Base model", "cria"]] and rows_of(text, "objective.kind")
+
+
 def test_energy_adds_up_over_runs_and_names_its_method(folder: Path) -> None:
     text = made(folder).markdown()
     method = "not metered: hours times declared watts"

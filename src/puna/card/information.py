@@ -58,6 +58,12 @@ def architecture(config: LlamaConfig) -> str:
     return "; ".join(what)
 
 
+def base_of(records: Records) -> str:
+    """Returns what the last run tuned, "" where it trained from the beginning or nobody knows."""
+    last = records.training[-1].recipe.get("model", {}) if records.training else {}
+    return str(last.get("base") or "")
+
+
 def _rows(records: Records) -> list[tuple[str, str]]:
     config, said = records.config, records.declared
     count, tokens = params.count(config), total(run.tokens for run in records.training)
@@ -76,7 +82,7 @@ def _rows(records: Records) -> list[tuple[str, str]]:
         ("Training tokens", f"{whole(tokens)} in {len(dates) or len(records.training)} runs" if tokens else ""),
         ("Trained until", max(dates) if dates else ""),
         ("Data cutoff", declared(said.data_cutoff)),
-        ("Base model", declared(said.base_model)),
+        ("Base model", declared(said.base_model) or base_of(records)),
         ("Released", declared(said.released)),
         ("Status", declared(said.status)),
         ("Licence", declared(f"[{licence}]({said.license_link})" if said.license_link else licence)),

@@ -7,7 +7,9 @@ market-based ones what was bought; either is empty where no factor was declared.
 Source of the arithmetic: `meter`; Patterson et al., arXiv 2204.05149.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from puna.card.document import Block, Missing, Section, Table, Text, declared
 from puna.card.records import Records, total
@@ -22,6 +24,18 @@ METHODS = {
     "declared": "not metered: hours times declared watts",
 }
 """How energy is known, from best to worst, as `meter` names it."""
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "model": ("preset", "base", "start", "seed", "quantize"),
+    "objective": ("kind",),
+    "lora": ("rank", "alpha", "targets"),
+    "batch": ("rows", "row_len", "tiles", "accumulate"),
+    "optimizer": ("matrices", "lr", "weight_decay", "momentum", "beta1", "beta2", "clip_norm"),
+    "schedule": ("warmup_steps", "decay_steps", "final_fraction"),
+    "loss": ("balance", "bias_rate"),
+    "compute": ("dtype",),
+}
+"""Of a recipe, what the card shows, table by table: nothing that names a folder of one machine but the model's."""
 
 NO_TRAINING = Missing("how the weights came to be", "train with puna, or put its training.json beside the model")
 
@@ -41,7 +55,7 @@ def hardware(records: Records) -> Section:
         blocks.append(Text(f"**{name.capitalize()}.** {told[0].upper()}{told[1:]}") if told else missing)
     if not runs:
         return Section(title="Hardware and software", blocks=(*blocks, NO_TRAINING))
-    blocks += [_runs(runs), *_energy(runs)]
+    blocks += [_runs(runs), _settings(runs), *_energy(runs)]
     return Section(title="Hardware and software", blocks=tuple(blocks))
 
 
@@ -93,6 +107,31 @@ def _runs(runs: Sequence[Training]) -> Table:
         sums = (sum(getattr(run, name) for run in runs) for name in ("steps", "tokens", "learnt", "tiles"))
         rows.append(("**Total**", "", *(whole(n) for n in sums), _hours(sum(run.seconds for run in runs))))
     return Table(head, tuple(rows), 2, "Training, run by run")
+
+
+def _settings(runs: Sequence[Training]) -> Table:
+    """Returns what runs were told that bears on the result, a row for each value that one of them has."""
+    told = [dict(_told(run.recipe)) for run in runs]
+    names = [f"{table}.{key}" for table, keys in SETTINGS.items() for key in keys]
+    rows = [(name, *(each.get(name, UNKNOWN) for each in told)) for name in names if any(name in each for each in told)]
+    return Table(("", *(run.name for run in runs)), tuple(rows), 1, "What each run was told")
+
+
+def _told(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for table, keys in SETTINGS.items():
+        values = recipe.get(table) or {}
+        for key in keys:
+            if values.get(key) not in (None, "", [], 0, 0.0):
+                yield f"{table}.{key}", _value(values[key])
+
+
+def _value(value: Any) -> str:
+    """Returns a setting; of a folder by its whole path only the end, since the rest is some machine's."""
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    if isinstance(value, str):
+        return "/".join(Path(value).parts[-2:]) if value.startswith("/") else value
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _steps(run: Training) -> str:
