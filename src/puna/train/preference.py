@@ -16,6 +16,7 @@ section 5.1); the own loss, with weight 0.2, Llama 3 (arXiv 2407.21783 section 4
 import hashlib
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ def _read(file: Path, of: dict[str, str]) -> NDArray[np.float32] | None:
             known: NDArray[np.float32] = content["known"]
             facts = json.loads(str(content["facts"]))
         is_whole = facts.pop("hash") == _hash(known)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise WeightsError(f"{file}: is damaged ({error}); remove it") from error
     if not is_whole:
         raise WeightsError(f"{file}: is damaged (its numbers have another hash); remove it")
