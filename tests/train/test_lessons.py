@@ -24,18 +24,20 @@ N_CHATS = 300
 @pytest.fixture
 def facts(tmp_path: Path) -> Facts:
     emoji = []
+    corpus = tmp_path / "corpus"
     for number in range(8):
         names = {language: f"thing {number} {language}" for language in LANGUAGES}
         emoji.append(Emoji(code=f"1f{number}", kind="fruit", names=names, files={}))
         for style in ("noto", "twemoji"):
-            (tmp_path / "pictures" / style).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / style / f"1f{number}-0.png")
+            (corpus / "pictures" / style).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(corpus / "pictures" / style / f"1f{number}-0.png")
     return Facts(
         emoji=emoji,
         pages=[(language, Picture("pictures/noto/1f0-0.png"), f"Once, {language}.") for language in LANGUAGES],
         words={language: ["word"] for language in LANGUAGES},
         fonts=Fonts.__new__(Fonts),
-        folder=tmp_path,
+        corpus=corpus,
+        folder=tmp_path / "lessons",
         split="lessons",
     )
 

@@ -1,6 +1,7 @@
 """Chats from which cria learns to be an assistant, each with an answer that a program can check.
 
-In: the folders of the sources, and the corpus and pictures that `corpus` has written. Out, beside them:
+In: the folders of the sources, and the corpus and pictures that `corpus` has written. Out, in a folder of their own
+with the pictures that they show:
 
     lessons.jsonl            to learn from
     tasks.jsonl              to practise on: the same kinds, other items, without the reply
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from shutil import copyfile
 from typing import Any
 
 from PIL import Image
@@ -70,12 +72,16 @@ class LessonPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What the lessons of one split may tell of. `pages` are (language, picture, text) of stories."""
+    """What the lessons of one split may tell of. `pages` are (language, picture, text) of stories.
+
+    `corpus` is the folder whose pictures are shown, `folder` the one that the lessons lie in.
+    """
 
     emoji: Sequence[Emoji]
     pages: Sequence[tuple[str, Picture, str]]
     words: Mapping[str, Sequence[str]]
     fonts: Fonts
+    corpus: Path
     folder: Path
     split: str
 
@@ -90,7 +96,15 @@ class Facts:
 
     def save(self, rng: Random, image: Image.Image) -> Picture:
         """Writes a drawing under a name of its own."""
-        return save_picture(image, self.folder, f"pictures/lessons/{self.split}-{rng.getrandbits(48):012x}.png")
+        return save_picture(image, self.folder, f"pictures/drawn/{self.split}-{rng.getrandbits(48):012x}.png")
+
+    def copy(self, picture: Picture) -> Picture:
+        """Copies a picture of the corpus, once."""
+        target = self.folder / picture.path
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(self.corpus / picture.path, target)
+        return picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +129,9 @@ Compose = Callable[[Random, Facts], Lesson]
 
 
 def write_lessons(
-    sources: Sources, plan: LessonPlan, held_out: Iterable[str], folder: Path
+    sources: Sources, plan: LessonPlan, held_out: Iterable[str], corpus: Path, folder: Path
 ) -> dict[str, dict[str, int]]:
-    """Writes the three files into `folder`, where the corpus lies, and returns the chats of each by kind.
+    """Writes the three files into `folder`, over the corpus in `corpus`, and returns the chats of each by kind.
 
     `held_out` are the codes of the emoji that the corpus never shows.
     """
@@ -129,15 +143,17 @@ def write_lessons(
         ("tasks", "tasks", plan.tasks),
         ("lessons_held_out", "held_out", plan.held_out),
     ):
-        corpus = "held_out" if split == "held_out" else "train"
+        told = "held_out" if split == "held_out" else "train"
         facts = Facts(
             emoji=[one for one in able if (one.code in codes) == (split == "held_out")],
-            pages=read_pages(folder / f"{corpus}.jsonl"),
+            pages=read_pages(corpus / f"{told}.jsonl"),
             words=short_words(able),
             fonts=Fonts(folder=sources.fonts),
+            corpus=corpus,
             folder=folder,
             split=split,
         )
+        folder.mkdir(parents=True, exist_ok=True)
         records = list(compose(Random(f"{plan.seed} {split}"), facts, n_chats))
         write_records(folder / f"{file}.jsonl", records)
         counts[file] = dict(Counter(str(record["source"]) for record in records))
@@ -228,7 +244,7 @@ def drawn(source: str, draw: Callable[..., tuple[Image.Image, tuple[Turn, ...]]]
 def story(rng: Random, facts: Facts) -> Lesson:
     """A story about a picture; any text in the language will do."""
     language, picture, text = rng.choice(facts.pages)
-    lesson = _about("story", (Turn(language, ask.TELL_A_STORY[language], text),), [picture])
+    lesson = _about("story", (Turn(language, ask.TELL_A_STORY[language], text),), [facts.copy(picture)])
     return replace(lesson, answer={"kind": "language", "language": language})
 
 
@@ -392,7 +408,7 @@ def _calling(call: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(rng: Random, facts: Facts, one: Emoji) -> Picture:
     """A picture of an emoji as it was published; the corpus draws those held out as Noto alone."""
     style = STYLES[0] if facts.is_held_out else rng.choice(STYLES)
-    return Picture(f"pictures/{style}/{one.code}-0.png")
+    return facts.copy(Picture(f"pictures/{style}/{one.code}-0.png"))
 
 
 def _about(source: str, turns: Sequence[Turn], pictures: Sequence[Picture]) -> Lesson:
