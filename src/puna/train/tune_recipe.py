@@ -125,6 +125,31 @@ class PreferenceRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillRecipe:
+    """What a model learns from a larger one, as `distill` explains it.
+
+    teacher      a name, a folder or a hub id; quantize: "int4", "int8" or "fp8" has it in small numbers
+    top_k        how many successors of each token are kept from one reading before the first step; 0: it reads along
+    soft         weight of its opinion at the first step, `soft_last` at the last; the rest is what was written
+    """
+
+    teacher: str = ""
+    quantize: str = ""
+    top_k: int = 0
+    temperature: float = 1.0
+    soft: float = 1.0
+    soft_last: float = 1.0
+
+    def __post_init__(self) -> None:
+        known = ("", "int4", "int8", "fp8")
+        require(self.quantize in known, "distill.quantize", self.quantize, 'one of "int4", "int8", "fp8", or empty')
+        require(self.top_k >= 0, "distill.top_k", self.top_k, "zero (the teacher reads along) or positive")
+        require(self.temperature > 0, "distill.temperature", self.temperature, "positive")
+        require(0 <= self.soft <= 1, "distill.soft", self.soft, "within 0..1")
+        require(0 <= self.soft_last <= 1, "distill.soft_last", self.soft_last, "within 0..1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoraRecipe:
     """Factors instead of weights: rank, alpha (corrections are scaled by alpha / rank) and which maps have them, as
     `adapters.spec` names them; none named: all linear maps of the decoder. `experts_share` below 1: of each layer's
@@ -166,6 +191,7 @@ class TuneRecipe:
     loss: LossRecipe = field(default_factory=lambda: LossRecipe(balance=0.0))
     filter: FilterRecipe = field(default_factory=FilterRecipe)
     preference: PreferenceRecipe = field(default_factory=PreferenceRecipe)
+    distill: DistillRecipe = field(default_factory=DistillRecipe)
     lora: LoraRecipe | None = None
     drift: DriftRecipe = field(default_factory=DriftRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
@@ -173,6 +199,8 @@ class TuneRecipe:
     energy: Site = field(default_factory=Site)
 
     def __post_init__(self) -> None:
+        needs_teacher = self.objective.kind == "distill" and not self.distill.teacher
+        require(not needs_teacher, "distill.teacher", self.distill.teacher, "the model that is learnt from")
         small, has_lora, ranks = bool(self.model.quantize), self.lora is not None, self.parallel.world
         require(
             not small or has_lora,
