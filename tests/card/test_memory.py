@@ -14,8 +14,10 @@ from puna.engine.blocks import Layout
 from puna.engine.cache import pool_bytes
 from puna.presets import CRIA, GUARD4, MAVERICK, SCOUT
 
+SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in ("none", "int8", "fp8")]
 
-@pytest.mark.parametrize("scheme", ["none", "int4", "int8", "fp8"])
+
+@pytest.mark.parametrize("scheme", ["int4", *SLOW])
 def test_weights_take_what_a_loaded_model_takes(scheme: str) -> None:
     assistant = load("cria", quantize=None if scheme == "none" else scheme)  # type: ignore[arg-type]
     taken = sum(weight_bytes(assistant.model).values())

@@ -19,11 +19,12 @@ def test_a_run_and_the_one_it_started_from_are_on_one_record(tables: dict[str, A
     tables["energy"] = {"tdp_watts": 100, "source": "here"}
     assert train(from_dict(tables), tmp_path / "first", lambda line: None).finished
     tables["model"]["start"] = str(tmp_path / "first" / "model")
-    assert train(from_dict(tables), tmp_path / "second", lambda line: None).finished
+    (tmp_path / "second").mkdir()
+    account(tmp_path / "second", from_dict(tables), {})
     first, second = read_training(tmp_path / "second" / TRAINING)
     assert [first.name, second.name] == ["first", "second"] and first.steps == first.planned == 2
-    assert second.hosts == (host.describe(),) and second.recipe["model"]["start"] == tables["model"]["start"]
-    assert second.energy == read_energy(tmp_path / "second" / ENERGY) and second.ended >= first.began > ""
+    assert first.hosts == (host.describe(),) and second.recipe["model"]["start"] == tables["model"]["start"]
+    assert first.energy == read_energy(tmp_path / "first" / ENERGY) and first.ended >= first.began > ""
     log = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").read_text("utf-8").splitlines()]
     assert (first.tokens, first.tiles) == tuple(sum(line[name] for line in log) for name in ("tokens", "tiles"))
     assert {name: source.documents for name, source in first.sources.items()} == {"text": 21, "picture": 20, "chat": 20}
@@ -38,9 +39,9 @@ def test_what_was_tuned_from_the_model_that_ships_begins_with_its_runs(tables: d
 
 
 def test_a_run_that_goes_on_stays_one_run_on_record(tables: dict[str, Any], tmp_path: Path) -> None:
-    tables["data"]["held_out"] = ""
-    tables["schedule"] |= {"steps": 1, "warmup_steps": 0, "decay_steps": 0}
+    line = {"step": 1, "tokens": 5, "learnt": 4, "tiles": 0, "seconds": 1.5}
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
     for _ in range(2):
-        assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
-    (run,) = read_training(tmp_path / "run" / TRAINING)
-    assert run.steps == 1 and len(run.hosts) == 1
+        account(tmp_path, from_dict(tables), {})
+    (run,) = read_training(tmp_path / TRAINING)
+    assert (run.steps, run.tokens, run.seconds, len(run.hosts)) == (1, 5, 1.5, 1)
