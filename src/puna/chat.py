@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from puna import __version__, parallel
+from puna.adapters.shelf import Shelf
 from puna.config import LlamaConfig
 from puna.engine import cache as kv
 from puna.engine import ranks
@@ -35,6 +36,7 @@ from puna.engine.speculate import DraftModel, Lookup, Proposer
 from puna.engine.spill import FileSpill, MemorySpill
 from puna.errors import ConfigError, DeviceError, PromptError
 from puna.kernels.formats import stack_of_one
+from puna.kernels.low_rank import Factors
 from puna.model.count import part_of
 from puna.model.transformer import Llama
 from puna.offload import attach
@@ -49,7 +51,7 @@ from puna.prompt.tokenizer import Tokenizer
 from puna.prompt.tool_grammar import tool_grammar, words_and_calls
 from puna.prompt.vocab import PATCH
 from puna.quant import ready, swap
-from puna.weights import checkpoint, hub
+from puna.weights import checkpoint, hub, peft
 from puna.weights.source import open_source
 from puna.weights.stored import Staging
 
@@ -87,6 +89,7 @@ class Options(TypedDict, total=False):
     allowed_ids: Sequence[int] | None  # nothing else is chosen
     show_special: bool | None  # special tokens in the text: all by name, none, or (None) all but those that end a turn
     wants_routes: bool  # pieces say which experts were chosen
+    adapter: str | None  # the name of one that was loaded
     logprobs: int | None  # 0: of the chosen tokens; n: also of the n most probable ones
     n: int  # how many answers to the same prompt
     priority: float  # 0 is ordinary, less comes earlier and more later, within -100..100
@@ -196,6 +199,7 @@ def load(
     offload_dir: str | Path | None = None,
     expert_cache_bytes: int | None = None,
     layout: Layout | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> "Assistant":
     """Returns an assistant from "cria" (the model that ships), a directory, or a Hugging Face hub id.
 
@@ -219,6 +223,8 @@ def load(
                cache folder); `expert_cache_bytes` is what fetched experts may take (None: half of what is free)
     layout     divides the model over the ranks that torchrun started, each of which calls this. It returns on rank 0
                alone; the others work for rank 0 until its program ends, and then exit
+    adapters   directories of low-rank adapters in PEFT's layout, by the names that requests have for them (option
+               `adapter`); all lie over this one model, and requests with and without them are decoded together
 
     Raises ConfigError, WeightsError or DeviceError, which say what to do.
     """
@@ -234,16 +240,26 @@ def load(
     if layout is not None and layout.world > 1:
         if away is not None:
             raise ConfigError(f"offload is {offload!r} and layout has {layout.world} ranks: give one of the two")
-        model = _load_on_ranks(directory, wanted, where, swap.placer(policy, wanted), layout, progress)
+        place = swap.placer(policy, wanted)
+        model, shelf = _load_on_ranks(directory, wanted, where, place, layout, progress, adapters or {})
     elif away is None:
         kept = None if cache_dir is None else Path(cache_dir)
         model, arrival = _load_whole(directory, wanted, where, policy, kept, progress)
     else:
         model = _load_with_experts_away(directory, wanted, where, policy, away, progress)
+    if layout is None or layout.world == 1:
+        shelf = _shelf(model, _read_adapters(adapters or {}, model.config))
     proposer = None if speculate is None else _proposer(speculate, tokenizer, wanted, where)
     spill = None if spill_bytes is None else _spill(spill_bytes, spill_dir)
     return Assistant(
-        model, tokenizer, kv_bytes=kv_bytes, kv_dtype=kv_dtype, spill=spill, proposer=proposer, arrival=arrival
+        model,
+        tokenizer,
+        kv_bytes=kv_bytes,
+        kv_dtype=kv_dtype,
+        spill=spill,
+        proposer=proposer,
+        arrival=arrival,
+        shelf=shelf,
     )
 
 
@@ -347,10 +363,11 @@ class Assistant:
         spill: Spill | None = None,
         proposer: Proposer | None = None,
         arrival: ready.Arrival | None = None,
+        shelf: Shelf | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`kv_bytes` and `kv_dtype` as in `load`; `spill` keeps what must leave the cache; `proposer` guesses tokens;
-        `arrival` is what of the weights is still being read.
+        `arrival` is what of the weights is still being read; `shelf` has the adapters that answers may ask for.
 
         Raises ConfigError when the tokenizer is not this model's.
         """
@@ -363,12 +380,18 @@ class Assistant:
         self._spill = spill
         self._proposer = proposer
         self._arrival = arrival
+        self._shelf = shelf
         self._clock = clock
         self._textless_ids = range(tokenizer.vocab_size, model.config.text.vocab_size)
 
     @property
     def config(self) -> LlamaConfig:
         return self.model.config
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that were loaded."""
+        return () if self._shelf is None else tuple(self._shelf.names)
 
     def wait(self) -> None:
         """Returns when all weights are in memory. Nothing needs this but measurements: answers come before, too."""
@@ -479,14 +502,14 @@ class Assistant:
         """Forgets what is remembered of prompts: call it when the model's weights have changed."""
         self._engine.engine.forget()
 
-    def prompt_logprobs(self, prompt: Prompt, n: int = 0) -> list[TokenLogprobs]:
+    def prompt_logprobs(self, prompt: Prompt, n: int = 0, adapter: str | None = None) -> list[TokenLogprobs]:
         """Returns what the model expected at each id of a prompt but the first: entry i belongs to `prompt.ids[i + 1]`.
 
         Each holds the `n` most probable ids too. Raises PromptError as `logits`, whose float32 [T V] it needs room for.
         """
         following = torch.tensor(prompt.ids[1:], device=self.model.embedding.weight.device)
         expected: list[TokenLogprobs] = []
-        rows = torch.split(self.logits(prompt.ids, prompt.tiles)[:-1], _ROWS_AT_ONCE)
+        rows = torch.split(self.logits(prompt.ids, prompt.tiles, adapter)[:-1], _ROWS_AT_ONCE)
         for logits, ids in zip(rows, torch.split(following, _ROWS_AT_ONCE), strict=True):
             logprobs = logits.log_softmax(dim=-1)  # R V
             chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
@@ -495,9 +518,9 @@ class Assistant:
                 expected.append(TokenLogprobs(own, tuple(zip(best_row, values_row, strict=True))))
         return expected
 
-    def logits(self, ids: Sequence[int], tiles: Tensor | None = None) -> Tensor:
+    def logits(self, ids: Sequence[int], tiles: Tensor | None = None, adapter: str | None = None) -> Tensor:
         """Returns the logits float32 [T V] behind each of `ids`; `tiles` [I 3 S S] belong to the patch ids in order."""
-        return score(self.model, ids, tiles)
+        return score(self.model, ids, tiles, self._shelf, adapter)
 
     @property
     def engine(self) -> Engine:
@@ -513,6 +536,7 @@ class Assistant:
             kv_dtype=self._kv_dtype,
             spill=self._spill,
             proposer=self._proposer,
+            shelf=self._shelf,
         )
         return SharedEngine(engine)
 
@@ -690,7 +714,8 @@ def _request(
     stop_ids = _stop_ids(options, stop_ids)
     for name in ("ignore_stop_ids", "stop_ids"):
         named.pop(name, None)
-    wanted: dict[str, Any] = {name: named.pop(name) for name in ("n", "priority", "wants_routes") if name in named}
+    asked = ("n", "priority", "wants_routes", "adapter")
+    wanted: dict[str, Any] = {name: named.pop(name) for name in asked if name in named}
     if (left := named.pop("deadline_seconds", None)) is not None:
         wanted["deadline_seconds"] = time.monotonic() + left  # the engine's clock
     rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
@@ -856,21 +881,32 @@ def _load_on_ranks(
     place: checkpoint.Place,
     layout: Layout,
     progress: Callable[[int, int], None] | None,
-) -> Llama:
-    """Loads this rank's share. Returns it on rank 0; the others follow rank 0 until it lets them go, and then exit."""
+    adapters: Mapping[str, str | Path],
+) -> tuple[Llama, Shelf | None]:
+    """Loads this rank's share, also of adapters. Returns both on rank 0; the others follow it until it lets them go."""
     mesh = parallel.connect(layout, device)
     device = parallel.own_device(device)
     share = parallel.Share(checkpoint.open_config(directory), layout, mesh.rank)
     with torch.device("meta"):
         model = ranks.LeadingLlama(share, mesh) if mesh.is_leader else parallel.ShareOfLlama(share, mesh)
     checkpoint.load(directory, dtype=dtype, device=device, place=place, model=model, share=share, progress=progress)
+    read = _read_adapters(adapters, share.whole)
+    shelf = _shelf(model, {name: share.part_of_adapter(adapter) for name, adapter in read.items()})
     if isinstance(model, ranks.LeadingLlama):
         atexit.register(parallel.disconnect)
         atexit.register(model.leader.end)  # runs first
-        return model
-    ranks.follow(model, TorchRunner)
+        return model, shelf
+    ranks.follow(model, lambda model, cache: TorchRunner(model, cache, shelf))
     parallel.disconnect()
     raise SystemExit(0)
+
+
+def _read_adapters(adapters: Mapping[str, str | Path], config: LlamaConfig) -> dict[str, dict[str, Factors]]:
+    return {name: peft.load(Path(directory).expanduser(), config) for name, directory in adapters.items()}
+
+
+def _shelf(model: Llama, adapters: Mapping[str, Mapping[str, Factors]]) -> Shelf | None:
+    return Shelf(model, adapters) if adapters else None
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -26,6 +26,8 @@ from puna import __version__
 from puna.errors import ConfigError, DeviceError, PromptError, PunaError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from puna.chat import Answer, Assistant, Options, Response
     from puna.config import LlamaConfig
     from puna.eval.ask import Model as EvalModel
@@ -162,6 +164,13 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
     parser.add_argument("--name", metavar="NAME", help="what clients call the model (default: the end of MODEL)")
     parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a low-rank adapter over it, which clients call the model NAME; may be repeated",
+    )
+    parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default 8000)")
@@ -216,6 +225,7 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to make")
     parser.add_argument("--to", required=True, choices=("hf", "meta"), help="the layout to write")
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="files of a Meta checkpoint (default 1)")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="a low-rank adapter to merge into the weights")
 
 
 def _add_quantize(commands: Any) -> None:
@@ -532,8 +542,11 @@ def _serve(arguments: argparse.Namespace) -> None:
     guards = guarding.Guarding(
         policy=_policy(arguments), system=_system(assistant, arguments), reports=arguments.reports
     )
+    if model in assistant.adapters:
+        raise ConfigError(f"--adapter is named {model!r}, as the model is: give one of the two another name")
     settings = app.Settings(
         model=model,
+        adapters=assistant.adapters,
         keys=keys,
         max_open=arguments.max_open,
         metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
@@ -631,10 +644,20 @@ def _convert(arguments: argparse.Namespace) -> None:
     from puna.weights import checkpoint, hub
 
     source, destination = hub.resolve(arguments.source), arguments.destination
-    checkpoint.convert(source, destination, arguments.to, arguments.shards, _progress("converting"))
+    change = None if arguments.adapter is None else _merging(arguments.adapter, source)
+    checkpoint.convert(source, destination, arguments.to, arguments.shards, _progress("converting"), change)
     n_bytes = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     document = {"source": str(source), "destination": str(destination), "layout": arguments.to, "bytes": n_bytes}
     _print(document, arguments, f"{destination}: {n_bytes / 1e9:.3f} GB in the layout of {arguments.to}")
+
+
+def _merging(adapter: Path, source: Path) -> "Callable[[str, Tensor], Tensor]":
+    """Returns what merges an adapter into the parameters of a checkpoint, one at a time."""
+    from puna.adapters.merge import merged
+    from puna.weights import checkpoint, peft
+
+    factors = peft.load(adapter, checkpoint.open_config(source))
+    return lambda name, weight: merged(name, weight, factors)
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
@@ -1041,7 +1064,21 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
         "spill_bytes": _bytes("spill-gb", arguments.spill_gb),
         "spill_dir": arguments.spill_dir,
         "layout": _layout(arguments),
+        "adapters": _adapters(vars(arguments).get("adapter") or []),
     }
+
+
+def _adapters(given: Sequence[str]) -> dict[str, str]:
+    """Returns directories by name, of arguments NAME=DIR."""
+    adapters = {}
+    for each in given:
+        name, _, directory = each.partition("=")
+        if not name or not directory:
+            raise ConfigError(f"--adapter is {each!r}: give NAME=DIR, a name for requests and a directory")
+        if name in adapters:
+            raise ConfigError(f"--adapter names {name!r} twice: give each a name of its own")
+        adapters[name] = directory
+    return adapters
 def _plan(arguments: argparse.Namespace) -> None:
     from puna.plan import plan
     from puna.plan.hardware import parse

@@ -18,7 +18,7 @@ Source: Megatron-LM, arXiv 1909.08053 section 3 (columns, then rows, then one su
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from puna.config import LlamaConfig, TextConfig, require
 from puna.errors import ConfigError, DeviceError
 from puna.kernels.formats import GROUP, Int4, Small, shape
+from puna.kernels.low_rank import Factors
 from puna.model.attention import KVStore
 from puna.model.deltas import Deltas, through
 from puna.model.moe import Experts, MoE, Route
@@ -223,10 +224,44 @@ class Share:
             )
         return type(weight)(*(self.cut(name, tensor) for tensor in weight))
 
+    def part_of_adapter(self, adapter: Mapping[str, Factors]) -> dict[str, Factors]:
+        """Returns this rank's part of corrections of the model's parameters, under the names that those have here.
+
+        b is cut with the outputs, a with the inputs, both with the experts; what a layer sums adds up the parts.
+        """
+        parts = {}
+        for name, factors in adapter.items():
+            own_name = self.own_name(name)
+            part = None if own_name is None else self._factors(name, factors)
+            if own_name is not None and part is not None:
+                parts[own_name] = part
+        return parts
+
     def paste(self, name: str, whole: Tensor, part: Tensor) -> None:
         """Writes this rank's part of a parameter into the whole: with every rank of a team, `cut` undone."""
         view = self._view(whole, cuts_of(name))
         view.copy_(part.reshape(view.shape))
+
+    def _factors(self, name: str, factors: Factors) -> Factors | None:
+        """The part of one parameter's factors; None where none of the experts corrected is here."""
+        a, b, ids = factors.a, factors.b, factors.experts
+        if a.dim() == 3:
+            every = range(len(a)) if ids is None else ids
+            own = [i for i, expert in enumerate(every) if expert in self.experts]
+            if not own:
+                return None
+            a, b = a[own], b[own]
+            ids = None if ids is None else tuple(ids[i] - self.experts.start for i in own)
+        cuts = cuts_of(name)
+        a = self._only(a, [cut for cut in cuts if cut.axis == _IN])
+        b = self._only(b, [cut for cut in cuts if cut.axis == _OUT])
+        return Factors(a, b, factors.scale, ids)
+
+    def _only(self, tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
+        kept = list(tensor.shape)
+        for cut in cuts:
+            kept[cut.axis] //= self._part(cut)[1]
+        return self._view(tensor, cuts).reshape(kept).clone()
 
     def _text(self) -> TextConfig:
         text, team = self.whole.text, self.layout.team

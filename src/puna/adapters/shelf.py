@@ -48,7 +48,7 @@ class Shelf:
         for name, adapter in adapters.items():
             for parameter in adapter:
                 _check(model, name, parameter)
-        self._tables: dict[tuple[int, ...], Tensor] = {}  # one for all maps that the same adapters correct alike
+        self._tables: dict[tuple[int | None, ...], Tensor] = {}  # one for all maps that the same adapters correct alike
         gain, sets = model.norm.weight, list(adapters.values())
         for path in dict.fromkeys(parameter.rpartition(".")[0] for each in sets for parameter in each):
             part = model.get_submodule(path)
@@ -77,8 +77,9 @@ class Shelf:
             for expert in range(len(wide.a)) if each.experts is None else each.experts:
                 rows[adapter][expert] = end
                 end += 1
-        flat = tuple(number for row in rows for number in row)
-        table = self._tables.setdefault(flat, torch.tensor(rows, device=like.device).squeeze(1))
+        flat = (n_experts, *(number for row in rows for number in row))
+        fresh = torch.tensor(rows, device=like.device)
+        table = self._tables.setdefault(flat, fresh[:, 0] if n_experts is None else fresh)
         a, b = (torch.cat(parts).to(like) for parts in zip(*((wide.a, wide.b) for wide in widened), strict=True))
         return Stack(a, b, table, frozenset(own))
 

@@ -5,6 +5,7 @@ Not here: requests, sampling, who owns the blocks.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ class Entry(NamedTuple):
     global_blocks: Sequence[int]  # of the pool of global layers; position p lies in global_blocks[p // block_len]
     chunk_blocks: Sequence[int]  # of that of chunked layers; p lies in chunk_blocks[(p - chunk_base) // block_len]
     chunk_base: int  # first position of the chunk that `start` lies in; 0 without chunks
+    adapter: int = -1  # its number on the shelf; -1: none
 
 
 class Batch(NamedTuple):
@@ -40,14 +42,24 @@ class Batch(NamedTuple):
 
 
 def assemble(
-    pieces: Sequence[tuple[Table, Sequence[int]]], features: Tensor | None, wanted: Sequence[int], device: torch.device
+    pieces: Sequence[tuple[Table, Sequence[int]]],
+    features: Tensor | None,
+    wanted: Sequence[int],
+    device: torch.device,
+    adapters: Sequence[int] | None = None,
 ) -> Batch:
-    """Returns the batch in which each table's sequence reads the ids beside it, for which it has blocks already."""
+    """Returns the batch in which each table's sequence reads the ids beside it, for which it has blocks already.
+
+    `adapters` are the numbers of each sequence's, -1 for none; None: no sequence has any.
+    """
     entries: list[Entry] = []
     ids: list[int] = []
     positions: list[int] = []
-    for table, new in pieces:
-        entries.append(Entry(len(new), table.length, table.global_blocks, table.chunk_blocks, table.chunk_base))
+    numbers = repeat(-1) if adapters is None else adapters
+    for (table, new), adapter in zip(pieces, numbers, strict=False):
+        entries.append(
+            Entry(len(new), table.length, table.global_blocks, table.chunk_blocks, table.chunk_base, adapter)
+        )
         ids += new
         positions += range(table.length, table.length + len(new))
     return Batch(

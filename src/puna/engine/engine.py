@@ -8,7 +8,7 @@ Not here: text, stop strings, messages, threads (one thread steps; a server queu
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from puna.engine.sequence import Sequence as Text
 from puna.engine.sequence import due_seconds
 from puna.engine.speculate import Drafting, Proposer, Speculator
 from puna.errors import CapacityError, PromptError
+from puna.model.deltas import Shelf
 from puna.model.transformer import Llama
 
 MAX_STEP_TOKENS = 2048
@@ -61,6 +62,7 @@ class Engine:
     n_blocks          of each kind, instead of kv_bytes
     spill             keeps what has to leave the cache; None lets it go
     proposer          guesses next tokens, so that a step may give several; None reads one by one
+    shelf             has the adapters that requests may ask for; None has none
     clock             for deadlines and ranks, in seconds
 
     Raises ConfigError or CapacityError when keys and values cannot be kept like that.
@@ -78,6 +80,7 @@ class Engine:
         n_blocks: Counts | None = None,
         spill: Spill | None = None,
         proposer: Proposer | None = None,
+        shelf: Shelf | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_step_tokens <= max_sequences:
@@ -90,8 +93,9 @@ class Engine:
         self.cache = _cache(model, kv_bytes, kv_dtype, n_blocks, max_sequences)
         self._blocks = Blocks(self.cache.layout, self.cache.counts, self.cache, spill)
         self._scheduler = Scheduler(self._blocks, max_step_tokens=max_step_tokens, max_sequences=max_sequences)
-        self._runner = for_model(model, self.cache)
-        self._telling = self._runner if tells_routes(self._runner) else TorchRunner(model, self.cache)
+        self._adapters = adapter_numbers(shelf)
+        self._runner = for_model(model, self.cache, shelf)
+        self._telling = self._runner if tells_routes(self._runner) else TorchRunner(model, self.cache, shelf)
         text = model.config.text
         self.route_counts = RouteCounts(len(text.moe_layers), text.n_experts if text.moe_layers else 0)
         self.counts_routes = False  # set it to have every step counted, where the runner tells without being slower
@@ -143,6 +147,7 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queues a request and returns its id. Raises PromptError or CapacityError when this model cannot run it."""
         max_new_tokens = self._max_new_tokens(request)
+        check_adapter(request.adapter, self._adapters)
         if request.wants_routes and isinstance(self.cache, LeadingCache):
             raise PromptError("wants_routes is True: several ranks do not tell each other their routes; leave it out")
         if request.n > self.max_sequences:
@@ -262,7 +267,9 @@ class Engine:
                 wanted += range(end - len(turn.drafts) - 1, end)
             if sequence.pictures is not None:
                 stretches.append((sequence.pictures, table.length, table.length + turn.n_new))
-        batch = assemble(pieces, self._features.gather(stretches), wanted, self.model.embedding.weight.device)
+        adapters = [self._adapters[turn.sequence.request.adapter] for turn in turns]
+        features = self._features.gather(stretches)
+        batch = assemble(pieces, features, wanted, self.model.embedding.weight.device, adapters)
         text = self.model.config.text
         counts = self.counts_routes and tells_routes(self._runner)
         if text.moe_layers and (counts or any(turn.sequence.request.wants_routes for turn in turns)):
@@ -398,27 +405,49 @@ class Engine:
 
 
 @torch.inference_mode()
-def score(model: Llama, ids: Sequence[int], tiles: Tensor | None = None) -> Tensor:
+def score(
+    model: Llama,
+    ids: Sequence[int],
+    tiles: Tensor | None = None,
+    shelf: Shelf | None = None,
+    adapter: str | None = None,
+) -> Tensor:
     """Returns the logits float32 [T V] behind every id, read like a prompt: MAX_STEP_TOKENS at a time through a cache.
 
-    Raises PromptError where `check` would. T times V numbers are made: score long texts of large vocabularies in parts.
+    `adapter` names one of `shelf`. Raises PromptError where `check` would. T times V numbers are made: score long texts
+    of large vocabularies in parts.
     """
     request, config = Request(ids=ids, tiles=tiles), model.config
     check(request, config, n_new_tokens=0)
+    adapters = adapter_numbers(shelf)
+    check_adapter(adapter, adapters)
     layout, weight = Layout.of(config.text), model.embedding.weight
     n_global, n_chunked = layout.peak(len(ids))
     n_crossing = 0 if n_chunked == 0 else MAX_STEP_TOKENS // layout.block_len  # so that a step may pass chunks
     cache = cache_for(model, Counts(n_global, n_chunked + n_crossing), weight.dtype)
-    blocks, table, runner = Blocks(layout, cache.counts, cache), Table(), for_model(model, cache)
+    blocks, table, runner = Blocks(layout, cache.counts, cache), Table(), for_model(model, cache, shelf)
     pictures, features = _pictures(request, model), Features(model)
     rows = []
     while table.length < len(ids):
         start, n = table.length, blocks.room(table, min(MAX_STEP_TOKENS, len(ids) - table.length))
         blocks.grow(table, n)
         seen = features.gather([] if pictures is None else [(pictures, start, start + n)])
-        rows.append(runner.run(assemble([(table, ids[start : start + n])], seen, range(n), weight.device)))
+        piece = (table, ids[start : start + n])
+        rows.append(runner.run(assemble([piece], seen, range(n), weight.device, [adapters[adapter]])))
         blocks.advance(table, n)
     return torch.cat(rows)  # T V
+
+
+def adapter_numbers(shelf: Shelf | None) -> dict[str | None, int]:
+    """Returns the numbers that batches have for adapters, by name; -1 for none."""
+    return {None: -1} | {name: i for i, name in enumerate(() if shelf is None else shelf.names)}
+
+
+def check_adapter(name: str | None, known: Mapping[str | None, int]) -> None:
+    """Raises PromptError for an adapter that is not there."""
+    if name not in known:
+        there = ", ".join(repr(each) for each in known if each is not None) or "none was loaded"
+        raise PromptError(f"adapter is {name!r}: use one of those that were loaded ({there}), or leave it out")
 
 
 def _sampler_state(request: Request, sample: int) -> SamplerState:

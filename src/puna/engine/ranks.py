@@ -225,7 +225,8 @@ def numbers_of(batch: Batch) -> list[int]:
     """Returns all of a batch but its features as numbers. Positions follow from the entries."""
     numbers = [len(batch.ids), len(batch.wanted), *batch.ids.tolist(), *batch.wanted.tolist()]
     for entry in batch.entries:
-        numbers += (entry.n_new, entry.start, entry.chunk_base, len(entry.global_blocks), len(entry.chunk_blocks))
+        lens = len(entry.global_blocks), len(entry.chunk_blocks)
+        numbers += (entry.n_new, entry.start, entry.chunk_base, entry.adapter, *lens)
         numbers += (*entry.global_blocks, *entry.chunk_blocks)
     return numbers
 
@@ -236,9 +237,9 @@ def batch_of(numbers: Sequence[int], features: Tensor | None, device: torch.devi
     n_ids, n_wanted = _take(stream, 2)
     ids, wanted = _take(stream, n_ids), _take(stream, n_wanted)
     entries: list[Entry] = []
-    while head := _take(stream, 5):
-        n_new, start, chunk_base, n_global, n_chunked = head
-        entries.append(Entry(n_new, start, _take(stream, n_global), _take(stream, n_chunked), chunk_base))
+    while head := _take(stream, 6):
+        n_new, start, chunk_base, adapter, n_global, n_chunked = head
+        entries.append(Entry(n_new, start, _take(stream, n_global), _take(stream, n_chunked), chunk_base, adapter))
     positions = [position for entry in entries for position in range(entry.start, entry.start + entry.n_new)]
     return Batch(
         ids=torch.tensor(ids, device=device),

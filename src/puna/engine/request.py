@@ -107,6 +107,7 @@ class Request:
     n                  how many samples
     grammar            what the text must look like, a matcher at its beginning; None leaves it free
     wants_routes       its events say which experts were chosen
+    adapter            the name of the adapter that it is answered with, or None
     priority           0 is ordinary, less comes earlier and more later; what waits long enough comes in any case
     deadline_seconds   on the engine's clock: the earlier, the earlier it comes; once passed, it ends; None has none
 
@@ -119,6 +120,7 @@ class Request:
     n: int = 1
     grammar: Matcher | None = None
     wants_routes: bool = False
+    adapter: str | None = None
     priority: float = 0
     deadline_seconds: float | None = None
 

@@ -62,11 +62,13 @@ class Sequence:
 
     def keys(self, n_positions: int, block_len: int) -> abc.Sequence[bytes]:
         """Returns the keys of the full blocks of its first `n_positions` ids, and maybe of more."""
+        adapter = self.request.adapter
+        salt = b"" if adapter is None else chain(b"", (), [adapter.encode()])  # with another one it is another text
         while len(self._keys) < n_positions // block_len:
             start = len(self._keys) * block_len
             end = start + block_len
             digests = () if self.pictures is None else self.pictures.digests_between(start, end)
-            self._keys.append(chain(self._keys[-1] if self._keys else b"", self.ids[start:end], digests))
+            self._keys.append(chain(self._keys[-1] if self._keys else salt, self.ids[start:end], digests))
         return self._keys
 
     def twin(self, sample: int, table: Table) -> "Sequence":

@@ -24,7 +24,8 @@ def routes(state: State) -> list[Route]:
 
 
 async def _answer(state: State, asked: schema.ChatRequest, send: Send) -> None:
-    head = state.head("chatcmpl-", "chat.completion.chunk" if asked.stream else "chat.completion", asked.request_id)
+    kind = "chat.completion.chunk" if asked.stream else "chat.completion"
+    head = state.head("chatcmpl-", kind, asked.model, asked.request_id)
     async with making.chat(state, asked) as made:
         ids = made.jobs[0].prompt.ids if asked.return_token_ids else UNSET
         if asked.stream:

@@ -22,7 +22,7 @@ def routes(state: State) -> list[Route]:
 
 
 async def _answer(state: State, asked: schema.CompletionRequest, send: Send) -> None:
-    head = state.head("cmpl-", "text_completion", asked.request_id)
+    head = state.head("cmpl-", "text_completion", asked.model, asked.request_id)
     async with making.completion(state, asked) as made:
         if asked.stream:
             await send_events(state.watch, send, _events(made, Events(head, asked.stream_options)), failed=failed_event)

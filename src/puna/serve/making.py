@@ -104,7 +104,7 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
     """
     limits, tokenizer = state.settings.limits, state.prompter.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
-        job = await _chat_job(state, asked, convert.chat_job)
+        job = _adapted(state, await _chat_job(state, asked, convert.chat_job), asked.model)
         screen = _screen(state, [job.messages])
         growing = [
             stream.GrowingChat(
@@ -132,7 +132,8 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
     limits, tokenizer = state.settings.limits, state.prompter.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
         async with state.converting:
-            jobs = await asyncio.to_thread(convert.completion_jobs, state.prompter, asked, limits)
+            converted = await asyncio.to_thread(convert.completion_jobs, state.prompter, asked, limits)
+        jobs = [_adapted(state, job, asked.model) for job in converted]
         n = 1 if asked.n is None else asked.n
         screen = _screen(state, [job.messages for job in jobs])
         growing = [
@@ -169,6 +170,11 @@ async def _chat_job(state: State, asked: schema.ChatRequest, convert_chat: Calla
         return await asyncio.to_thread(chat_job, state.prompter, asked, state.settings.limits)
 
 
+def _adapted(state: State, job: Job, model: str | None) -> Job:
+    """Returns the job as the model that the request names does it: the base, or an adapter over it."""
+    return job._replace(options={**job.options, "adapter": model}) if model in state.settings.adapters else job
+
+
 def _is_light(state: State, asked: schema.ChatRequest) -> bool:
     """Says whether a request becomes a prompt sooner than another thread would have begun with it: a short text."""
     contents: list[Any] = [message.get("content") for message in asked.messages]
@@ -195,7 +201,8 @@ async def _echoes(
     if not asked.echo:
         return []
     wanted = asked.logprobs is not None
-    expected = await state.worker.prompt_logprobs(job.prompt, asked.logprobs or 0) if wanted else []
+    adapter, n_top = job.options.get("adapter"), asked.logprobs or 0
+    expected = await state.worker.prompt_logprobs(job.prompt, n_top, adapter) if wanted else []
     finish = None if job.n else "length"
     return [each.echo(job.text, job.prompt.ids, expected, finish) for each in growing]
 

@@ -45,7 +45,7 @@ async def _answer(state: State, asked: shapes.MessagesRequest, send: Send) -> No
     request, names = chat_request(asked)
     with named(names):
         async with making.chat(state, request) as made:
-            growing = GrowingMessage(new_id("msg_"), state.settings.model, made.usage())
+            growing = GrowingMessage(new_id("msg_"), state.named(asked.model), made.usage())
             if asked.stream:
                 await send_events(
                     state.watch, send, events(made, growing), failed=_failed, ping=named_event(shapes.Ping())

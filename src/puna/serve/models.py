@@ -53,19 +53,21 @@ async def _metrics(state: State, _: Request) -> Response:
 
 
 async def _models(state: State, _: Request) -> Response:
-    return json_response(schema.ModelList(object="list", data=[_card(state)]))
+    return json_response(schema.ModelList(object="list", data=[_card(state, name) for name in state.models]))
 
 
 async def _model(state: State, request: Request) -> Response:
-    state.require_model(request.path_params["model"])
-    return json_response(_card(state))
+    name = request.path_params["model"]
+    state.require_model(name)
+    return json_response(_card(state, name))
 
 
-def _card(state: State) -> schema.ModelCard:
+def _card(state: State, name: str) -> schema.ModelCard:
     return schema.ModelCard(
-        id=state.settings.model,
+        id=name,
         object="model",
         created=state.created,
         owned_by="puna",
         max_model_len=state.context_len,
+        parent=state.settings.model if name in state.settings.adapters else None,
     )

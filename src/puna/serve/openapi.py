@@ -127,7 +127,7 @@ def _operation(operation: Operation, schemas: _Schemas, state: State) -> dict[st
 def _in_path(name: str, state: State) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string", "minLength": 1}
     if name == "model":
-        schema = {"enum": [state.settings.model]}
+        schema = {"enum": [*state.models]}
     elif name == "name":
         schema = {"enum": sorted(file.name for file in (files("puna.serve") / "page").iterdir())}
     return {"name": name, "in": "path", "required": True, "schema": schema}

@@ -31,7 +31,7 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
     top, share = {"minimum": 0, "maximum": limits.max_top_logprobs}, {"minimum": 0, "maximum": 1}
     penalty, nothing = {"minimum": -2, "maximum": 2}, {"enum": [None]}
     texts, ids = {"type": "array", "minItems": 1, "items": {"type": "string"}}, {"type": "array", "minItems": 1}
-    name, name_or_none = {"enum": [state.settings.model]}, {"enum": [state.settings.model, None]}
+    name, name_or_none = {"enum": [*state.models]}, {"enum": [*state.models, None]}
     choices = {"minItems": 1, "items": {"type": "string", "minLength": 1}}
     biases = {
         "propertyNames": {"pattern": "^[0-9]{1,9}$"},

@@ -32,11 +32,13 @@ class End(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Read a prompt. Settled with what was expected at its ids but the first, and the `n` most probable ids each."""
+    """Read a prompt, with an adapter if one is named. Settled with what was expected at its ids but the first, and the
+    `n` most probable ids each."""
 
     number: int
     prompt: Prompt
     n: int
+    adapter: str | None
 
 
 class Count(NamedTuple):

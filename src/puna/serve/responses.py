@@ -77,7 +77,7 @@ async def _answer(state: State, asked: ResponsesRequest, send: Send) -> None:
     request, names = chat_request(asked)
     with named(names):
         async with making.chat(state, request) as made:
-            name = state.settings.model
+            name = state.named(asked.model)
             growing = GrowingResponse(asked, new_id("resp_"), model=name, clock=state.clock, new_id=new_id)
             if asked.stream:
                 await send_events(state.watch, send, events(made, growing), failed=_failed(growing))

@@ -323,14 +323,16 @@ class Chunk(Sent, kw_only=True, frozen=True):
     prompt_token_ids: list[int] | UnsetType = UNSET  # of chat, with the first chunk
 
 
-class ModelCard(msgspec.Struct, kw_only=True, frozen=True):
-    """A model that answers here. `max_model_len` is the longest prompt and answer together, in tokens."""
+class ModelCard(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """A model that answers here. `max_model_len` is the longest prompt and answer together, in tokens; `parent` is the
+    base that an adapter lies over."""
 
     id: str
     object: str
     created: int
     owned_by: str
     max_model_len: int
+    parent: str | None = None
 
 
 class ModelList(msgspec.Struct, kw_only=True, frozen=True):

@@ -29,6 +29,7 @@ class Settings:
     """How a server behaves. `keys` are the API keys that open it; none leaves it open to whoever reaches it."""
 
     model: str
+    adapters: tuple[str, ...] = ()  # that were loaded over it; each answers under its own name
     keys: tuple[str, ...] = ()
     max_open: int = 256  # answers in progress or waiting; more are told to come back
     max_body_bytes: int = 32 * 2**20
@@ -79,14 +80,24 @@ class State:
         screen = self.settings.screen
         return messages if screen is None else screen.prepare(messages)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What clients may name: the base, then its adapters."""
+        return (self.settings.model, *self.settings.adapters)
+
+    def named(self, model: str | None) -> str:
+        """Returns the name of the model that a request means."""
+        return self.settings.model if model is None else model
+
     def require_model(self, name: str | None) -> None:
-        """Raises a 404 for the name of another model; None means this one."""
-        if name not in (None, self.settings.model):
-            message = f"model {str(name)[:200]!r} does not exist: this server has {self.settings.model!r}"
+        """Raises a 404 for the name of a model that is not here; None means the base."""
+        if name not in (None, *self.models):
+            there = ", ".join(repr(each) for each in self.models)
+            message = f"model {str(name)[:200]!r} does not exist: this server has {there}"
             raise Refusal(404, message, param="model", code="model_not_found")
 
-    def head(self, prefix: str, kind: str, name: str | None = None) -> dict[str, Any]:
-        """Returns what an answer of OpenAI's API begins with, under a new id or the one that its client gave it.
+    def head(self, prefix: str, kind: str, model: str | None, name: str | None = None) -> dict[str, Any]:
+        """Returns what a model's answer begins with in OpenAI's API, under a new id or the one that its client gave it.
 
         Raises Refusal for a name that is too long or strange.
         """
@@ -96,7 +107,7 @@ class State:
             "id": new_id(prefix) if name is None else prefix + name,
             "object": kind,
             "created": int(self.clock()),
-            "model": self.settings.model,
+            "model": self.named(model),
         }
 
 

@@ -130,8 +130,8 @@ class _Stepping:
                 case End(number, sample):
                     self._end(number, sample)
                     return
-                case Score(number, prompt, n):
-                    settled = Settled(number, expected=self._assistant.prompt_logprobs(prompt, n))
+                case Score(number, prompt, n, adapter):
+                    settled = Settled(number, expected=self._assistant.prompt_logprobs(prompt, n, adapter))
                 case Count(number):
                     settled = Settled(number, counts=self._assistant.engine.route_counts.totals())
         except Exception as error:  # belongs to whoever gave the order

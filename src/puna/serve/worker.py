@@ -208,9 +208,9 @@ class Worker:
         settling.cancel()
         return self._counts
 
-    async def prompt_logprobs(self, prompt: Prompt, n: int) -> list[TokenLogprobs]:
+    async def prompt_logprobs(self, prompt: Prompt, n: int, adapter: str | None = None) -> list[TokenLogprobs]:
         """Returns `Assistant.prompt_logprobs`, computed between two steps."""
-        return (await self._settled(Score(next(self._numbers), prompt, n))).expected or []
+        return (await self._settled(Score(next(self._numbers), prompt, n, adapter))).expected or []
 
     async def _begin(self, growing: _Growing, prompt: Prompt, options: Options) -> None:
         self._growing[growing.number] = growing

@@ -144,11 +144,19 @@ def save_meta(state: nn.Module | Mapping[str, Tensor], config: LlamaConfig, path
     _save_meta(tensors, config, _checked_dtype(tensors, config), path, shards, ())
 
 
-def convert(src: Path, dst: Path, to: str, shards: int = 1, progress: Progress | None = None) -> None:
+def convert(
+    src: Path,
+    dst: Path,
+    to: str,
+    shards: int = 1,
+    progress: Progress | None = None,
+    change: Callable[[str, Tensor], Tensor] | None = None,
+) -> None:
     """Writes the checkpoint `src` to the new directory `dst` in the layout `to`, "hf" or "meta", tokenizer included.
 
     Every number is kept bit for bit, fp8 excepted: it is written in the dtype of the other weights. Only a few
-    parameters are in memory at a time. `shards` counts Meta's files.
+    parameters are in memory at a time. `shards` counts Meta's files. `change`, given a parameter's name and value,
+    returns what is written instead, of the same shape and dtype.
     Raises as `load` and the `save` functions; ConfigError for an unknown layout.
     """
     if to not in ("hf", "meta"):
@@ -157,7 +165,7 @@ def convert(src: Path, dst: Path, to: str, shards: int = 1, progress: Progress |
         raise ConfigError(f"shards: {shards} has no meaning for 'hf', whose files are cut by size; leave it out")
     source = open_source(src)
     companions = [file for name in COMPANIONS if (file := src / name).is_file()]
-    tensors = _OnDemand(source, progress)
+    tensors = _OnDemand(source, progress, change)
     if to == "hf":
         _save_hf(tensors, source.config, source.dtype, dst, companions, MAX_FILE_BYTES)
     else:
@@ -194,8 +202,10 @@ def _part(
 class _OnDemand(Mapping[str, Tensor]):
     """The parameters of a source, each read when asked for. The last is kept: neighbours in a file often share it."""
 
-    def __init__(self, source: Source, progress: Progress | None) -> None:
-        self._source, self._progress = source, progress
+    def __init__(
+        self, source: Source, progress: Progress | None, change: Callable[[str, Tensor], Tensor] | None = None
+    ) -> None:
+        self._source, self._progress, self._change = source, progress, change
         self._staging = Staging()
         self._last: tuple[str, Tensor] | None = None
         self._n_done = 0
@@ -203,7 +213,8 @@ class _OnDemand(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if self._last is None or self._last[0] != name:
             self._last = None  # freed before the next is read
-            self._last = (name, self._source.read(name, self._staging))
+            value = self._source.read(name, self._staging)
+            self._last = (name, value if self._change is None else self._change(name, value))
             self._n_done += self._source.n_bytes_of(name)
             if self._progress is not None:
                 self._progress(self._n_done, self._source.n_bytes)
