@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from puna.guard.pipeline import Pipeline
     from puna.guard.policy import Policy
     from puna.parallel import Layout
+    from puna.plan.plan import ServePlan, TrainPlan, TunePlan
     from puna.prompt.message import Message
     from puna.quant.drift import Drift
     from puna.serve.batch import Summary
@@ -406,13 +407,44 @@ def _add_plan(commands: Any) -> None:
         "--hardware", required=True, metavar="KIND[:COUNT]", help="such as h100:8; here measures this machine"
     )
     parser.add_argument("--task", choices=("serve", "train", "tune"), default="serve", help="(default: serve)")
-    parser.add_argument("--context", type=int, metavar="N", help="tokens of a sequence (default 8192)")
-    parser.add_argument("--batch", type=int, metavar="N", help="sequences at once (default 1), or of a training's step")
+    parser.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of a sequence (default 8192)")
     parser.add_argument(
         "--quantize", default="none", metavar="HOW", help="int4, int8, fp8, int4-experts, fp8-experts (default: none)"
     )
-    parser.add_argument(
-        "--kv-dtype", default="bfloat16", metavar="NAME", help="of keys and values: bfloat16, fp8, int8"
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also draw the plan as a page, FILE.html")
+    serving = parser.add_argument_group("serving")
+    serving.add_argument(
+        "--quantize",
+        default="none",
+        choices=("none", "int4", "int8", "fp8", "int4-experts", "fp8-experts"),
+        help="of weights; -experts: Meta's two recipes (default: none)",
+    )
+    serving.add_argument(
+        "--kv-dtype",
+        default="bfloat16",
+        choices=("bfloat16", "fp8", "int8", "float16", "float32"),
+        help="(default: bfloat16)",
+    )
+    training = parser.add_argument_group("training and tuning")
+    training.add_argument(
+        "--method", choices=("full", "lora", "qlora"), default="qlora", help="of tuning (default: qlora)"
+    )
+    training.add_argument("--rank", type=int, default=16, metavar="N", help="of factors (default 16)")
+    training.add_argument("--tokens", type=float, default=1e12, metavar="N", help="of the run (default 1e12)")
+    training.add_argument(
+        "--numbers", choices=("bfloat16", "fp8"), default="bfloat16", help="of products (default: bfloat16)"
+    )
+    training.add_argument(
+        "--optimizer", choices=("muon", "adamw"), default="muon", help="of matrices, as in recipes (default: muon)"
+    )
+    training.add_argument(
+        "--fused", action="store_true", help="take attention that keeps no scores; puna's own trainer keeps them"
+    )
+    training.add_argument(
+        "--pue", type=float, default=1.0, metavar="X", help="energy of the site over that of its GPUs"
+    )
+    training.add_argument(
+        "--kg-per-kwh", type=float, default=0.387, metavar="X", help="of the grid (default 0.387, as in the card)"
     )
 
 
@@ -1037,6 +1069,73 @@ def _bench(arguments: argparse.Namespace) -> None:
     _print(record.to_json(), arguments, record.table())
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    from puna.plan import page
+
+    for name in ("context", "batch", "rank", "tokens"):
+        if getattr(arguments, name) is not None and not getattr(arguments, name) >= 1:
+            raise ConfigError(f"--{name} is {getattr(arguments, name)}: give 1 or more")
+    out = arguments.out
+    if out is not None and out.suffix != ".html":
+        raise ConfigError(f"--out is {str(out)!r}: end it in .html")
+    made = _made_plan(arguments)
+    if out is not None:
+        out.write_text(page.page(made), "utf-8")
+    _print(made.to_json(), arguments, made.table())
+
+
+def _made_plan(arguments: argparse.Namespace) -> "ServePlan | TrainPlan | TunePlan":
+    from puna.meter import Site
+    from puna.plan import plan
+    from puna.plan.activations import Shape
+    from puna.plan.hardware import parse
+    from puna.plan.serve import Asked
+    from puna.plan.step import Assumed
+    from puna.plan.train import Length
+
+    name, config = arguments.model, _config(arguments.model)
+    here = None
+    if arguments.hardware.lower().partition(":")[0] == "here":
+        from puna.bench.here import hardware_here
+
+        here = hardware_here()
+    cluster = parse(arguments.hardware, here)
+    if arguments.task == "serve":
+        asked = Asked(
+            context=arguments.context,
+            batch=arguments.batch or 1,
+            scheme=arguments.quantize,
+            kv_dtype=arguments.kv_dtype,
+        )
+        return plan.serve(name, config, cluster, asked)
+    if arguments.task == "tune" and arguments.method != "full":
+        return plan.tune(name, config, cluster, arguments.method, arguments.rank, arguments.context)
+    return plan.train(
+        arguments.task,
+        name,
+        config,
+        cluster,
+        Shape(rows=1, row_len=arguments.context, scores=not arguments.fused),
+        arguments.batch or max(512, cluster.count),
+        Assumed(numbers=arguments.numbers),
+        Length(tokens=arguments.tokens, site=Site(pue=arguments.pue, location_kg_per_kwh=arguments.kg_per_kwh)),
+        arguments.optimizer,
+    )
+
+
+def _config(model: str) -> "LlamaConfig":
+    """Returns a preset, or the configuration of a checkpoint's directory."""
+    from puna.presets import PRESETS
+
+    if model in PRESETS:
+        return PRESETS[model]
+    if not Path(model).is_dir():
+        raise ConfigError(f"MODEL is {model!r}: neither a directory nor one of {', '.join(PRESETS)}")
+    from puna.weights.checkpoint import open_config
+
+    return open_config(Path(model))
+
+
 # What commands share ----------------------------------------------------------------------------------------------
 
 
@@ -1079,34 +1178,6 @@ def _adapters(given: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--adapter names {name!r} twice: give each a name of its own")
         adapters[name] = directory
     return adapters
-def _plan(arguments: argparse.Namespace) -> None:
-    from puna.plan import plan
-    from puna.plan.hardware import parse
-    from puna.plan.serve import Asked
-
-    asked = Asked(
-        context=arguments.context or 8192,
-        batch=arguments.batch or 1,
-        scheme=arguments.quantize,
-        kv_dtype=arguments.kv_dtype,
-    )
-    made = plan.serve(arguments.model, _config(arguments.model), parse(arguments.hardware), asked)
-    _print(made.to_json(), arguments, made.table())
-
-
-def _config(model: str) -> "LlamaConfig":
-    """Returns a preset, or the configuration of a checkpoint's directory."""
-    from puna.presets import PRESETS
-
-    if model in PRESETS:
-        return PRESETS[model]
-    if not Path(model).is_dir():
-        raise ConfigError(f"MODEL is {model!r}: neither a directory nor one of {', '.join(PRESETS)}")
-    from puna.weights.checkpoint import open_config
-
-    return open_config(Path(model))
-
-
 
 
 def _guarded(assistant: "Assistant", arguments: argparse.Namespace) -> "Guarded":

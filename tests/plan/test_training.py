@@ -25,7 +25,7 @@ def planned(layout: Training, job: Job | None = None) -> list[int]:
 def test_matrices_are_those_that_the_optimiser_takes(config: object) -> None:
     with torch.device("meta"):
         real = {name: optim.is_matrix(name, each) for name, each in Llama(config).named_parameters()}  # type: ignore[arg-type]
-    assert {each.name: is_matrix(each) for each in params.weights(config)} == real  # type: ignore[arg-type]
+    assert {each.name: is_matrix(each) for each in params.weights(config)} == real
 
 
 def test_ranks_hold_each_number_once_whatever_divides_them() -> None:

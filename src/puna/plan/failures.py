@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """mtbf_seconds of the whole cluster; save_seconds that a checkpoint holds the work up; restart_seconds from a failure
-    to the next step; interval_seconds of work between two checkpoints."""
+    """mtbf_seconds of the whole cluster; save_seconds that a checkpoint holds the work up; restart_seconds from a
+    failure to the next step; interval_seconds of work between two checkpoints."""
 
     mtbf_seconds: float
     save_seconds: float

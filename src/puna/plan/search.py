@@ -11,14 +11,25 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from puna.config import LlamaConfig
 from puna.errors import ConfigError
 from puna.plan import serve as serving
+from puna.plan.activations import Shape
 from puna.plan.hardware import Cluster
 from puna.plan.serve import Asked, Served
-from puna.plan.shares import Serving, check_serving
+from puna.plan.shares import Serving, Training, check_serving, check_training
+from puna.plan.step import Assumed
+from puna.plan.train import Length, Trained
+from puna.plan.training import Job, Matrices
 
 T = TypeVar("T")
 
 MAX_STAGES = 16
 """Stages of an engine that serves: every one more makes answers come later."""
+
+
+SIMULATED = 5
+"""Layouts that are simulated, of all that fit."""
+
+MIN_STRETCH = 2048
+"""Tokens of a row that a rank has at least where ranks share rows: less, and it mostly waits for keys."""
 
 
 class Refused(NamedTuple):
@@ -75,13 +86,103 @@ def serving_layouts(count: int) -> Iterator[Serving]:
                     yield Serving(tensor=tensor, expert=expert, pipeline=pipeline, replicate=replicate)
 
 
+def train(
+    config: LlamaConfig,
+    cluster: Cluster,
+    shape: Shape,
+    batch: int,
+    assumed: Assumed,
+    length: Length,
+    matrices: Matrices,
+) -> Found[Trained]:
+    """Returns the best layout for training `batch` batches of `shape` a step. Raises ConfigError where there is none.
+
+    All layouts are held against memory and estimated quickly; the `SIMULATED` fastest are then simulated.
+    """
+    fitting: list[Trained] = []
+    lacking: list[Trained] = []
+    refused: list[Refused] = []
+    for layout in training_layouts(config, cluster, shape, batch):
+        try:
+            check_training(layout, config, shape.row_len)
+            _check_batch(layout, batch)
+        except ConfigError as error:
+            refused.append(Refused(_short(layout), str(error)))
+            continue
+        job = Job(config=config, layout=layout, shape=shape, accumulate=batch, matrices=matrices)
+        trained = Trained(job, cluster, assumed, length)
+        (fitting if trained.fits else lacking).append(trained)
+    lacking.sort(key=lambda each: each.needed)
+    lacks = [Refused(_short(each.layout), _lacks(each.needed, each.memory_bytes)) for each in lacking]
+    if fitting:
+        fitting.sort(key=lambda each: each.step.quick_seconds())
+        fastest = sorted(fitting[:SIMULATED], key=lambda each: each.simulated.seconds)
+        slower = [Refused(_short(each.layout), _slower(each, fastest[0])) for each in fastest[1:]]
+        return Found(best=fastest[0], fits=True, others=tuple(fastest[1:]), refused=(*slower, *lacks, *refused))
+    if lacking:
+        return Found(best=lacking[0], fits=False, others=(), refused=(*lacks, *refused))
+    raise ConfigError(f"--hardware: {cluster.count} ranks cannot train this model: {refused[0].reason}")
+
+
+def training_layouts(config: LlamaConfig, cluster: Cluster, shape: Shape, batch: int) -> Iterator[Training]:
+    """Yields the ways to divide the ranks of a training that are worth a look: matrices within a node, rows shared only
+    where there are fewer of them than ranks, experts as far as they go round, whole copies only of what is small."""
+    text, count = config.text, cluster.count
+    for pipeline in divisors(count):
+        if pipeline > text.n_layers:
+            break
+        for tensor in divisors(min(cluster.hardware.node, count // pipeline)):
+            if count % (pipeline * tensor):
+                continue
+            left = count // (pipeline * tensor)
+            for context in divisors(left):
+                if context > 1 and (left // context >= batch or shape.row_len // context < MIN_STRETCH):
+                    continue
+                for shard in divisors(left // context):
+                    replicate = left // context // shard
+                    if replicate > 1 and shard * context * tensor < cluster.hardware.node:
+                        continue
+                    for expert in _expert_choices(config, shard * context * tensor):
+                        for recompute in (False, True):
+                            yield Training(
+                                pipeline=pipeline,
+                                replicate=replicate,
+                                shard=shard,
+                                context=context,
+                                tensor=tensor,
+                                expert=expert,
+                                recompute=recompute,
+                            )
+
+
+def _expert_choices(config: LlamaConfig, team: int) -> list[int]:
+    """The two largest numbers of ranks over which experts go round, and none."""
+    if not config.text.moe_layers:
+        return [1]
+    fitting = [n for n in divisors(config.text.n_experts) if team % n == 0]
+    return sorted({1, *fitting[-2:]})
+
+
+def _check_batch(layout: Training, batch: int) -> None:
+    least = layout.readers * layout.pipeline
+    if batch % layout.readers or batch < least:
+        raise ConfigError(
+            f"--batch: {batch} batches a step; {layout.readers} readers take equal numbers of them, and "
+            f"{layout.pipeline} stages need one each at a time: a multiple of {layout.readers} from {least} on"
+        )
+
+
+def _slower(each: Trained, best: Trained) -> str:
+    return f"a step takes {each.simulated.seconds:.2f} s instead of {best.simulated.seconds:.2f}"
+
+
 def divisors(n: int) -> list[int]:
     """Returns the numbers that divide n, ascending."""
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
 def _short(layout: Any) -> dict[str, int]:
-    return {name: n for name, n in asdict(layout).items() if n != 1} or {"tensor": 1}
+    return {name: n for name, n in asdict(layout).items() if n > 1 or n is True} or {"tensor": 1}
 
 
 def _lacks(needed: int, memory_bytes: int) -> str:

@@ -8,8 +8,10 @@ Source: docs/decisions/009 and 016; FSDP2 divides the first axis as torch.chunk 
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from puna.card.params import Weight, weights
@@ -67,12 +69,36 @@ class Training:
 
 class Part(NamedTuple):
     """A weight with the numbers of it that a training rank keeps, that a pass puts together (`used`), and that an
-    update of whole matrices does (`whole`)."""
+    update of whole matrices does (`whole`); `times`: how many of a stage's weights are just like it."""
 
     weight: Weight
+    times: int
     kept: int
     used: int
     whole: int
+
+
+@lru_cache(maxsize=4)
+def every_weight(config: LlamaConfig) -> tuple[Weight, ...]:
+    """Returns the weights of a model, worked out once."""
+    return tuple(weights(config))
+
+
+@lru_cache(maxsize=4)
+def _alike(config: LlamaConfig) -> tuple[tuple[Weight, ...], ...]:
+    """Returns the weights in groups that differ in the number of their layer alone: thousands are a few dozen."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Weight]] = {}
+    for weight in every_weight(config):
+        groups.setdefault((re.sub(r"\d+", "", weight.name), weight.shape), []).append(weight)
+    return tuple(map(tuple, groups.values()))
+
+
+@lru_cache(maxsize=256)
+def _of_stage(config: LlamaConfig, stages: int, stage: int) -> tuple[tuple[Weight, int], ...]:
+    """Returns one of each group that a stage trains, and how many of the group those are."""
+    own = layers_of(config.text.n_layers, stages, stage)
+    held = ([weight for weight in alike if _is_of_stage(weight, own, stage, stages)] for alike in _alike(config))
+    return tuple((group[0], len(group)) for group in held if group)
 
 
 def layers_of(n_layers: int, stages: int, stage: int) -> range:
@@ -125,7 +151,7 @@ def _divides(parts: int, field: str, size: int, what: str) -> None:
 def served(config: LlamaConfig, layout: Serving, stage: int) -> Iterator[Weight]:
     """Yields the weights of each rank of a stage, in the shapes that it holds. All ranks of a team hold as much."""
     own = layers_of(config.text.n_layers, layout.pipeline, stage)
-    for weight in weights(config):
+    for weight in every_weight(config):
         outside = (weight.part == "embedding" and stage > 0) or (weight.part == "head" and stage < layout.pipeline - 1)
         if (weight.layer is not None and weight.layer not in own) or outside:
             continue
@@ -156,12 +182,10 @@ def axis_of(weight: Weight) -> int:
 
 
 def trained(config: LlamaConfig, layout: Training, stage: int, member: int) -> Iterator[Part]:
-    """Yields what rank number `member` of a stage's first replica keeps: what `train.spread` leaves it."""
+    """Yields what rank number `member` of a stage's first replica keeps, what `train.spread` leaves it: one of each
+    group of weights that are alike, with their number."""
     each = layout.team
-    own = layers_of(config.text.n_layers, layout.pipeline, stage)
-    for weight in weights(config):
-        if not _is_of_stage(weight, own, stage, layout.pipeline):
-            continue
+    for weight, times in _of_stage(config, layout.pipeline, stage):
         size = list(weight.shape)
         is_expert = weight.part == "routed_experts"
         if is_expert:
@@ -175,7 +199,7 @@ def trained(config: LlamaConfig, layout: Training, stage: int, member: int) -> I
         length = math.ceil(size[0] / ranks)
         mine = min(max(size[0] - place * length, 0), length)
         kept = used // size[0] * mine
-        yield Part(weight, kept, used, kept if is_expert else weight.size)
+        yield Part(weight, times, kept, used, kept if is_expert else weight.size)
 
 
 def _is_of_stage(weight: Weight, own: range, stage: int, stages: int) -> bool:

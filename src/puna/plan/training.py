@@ -85,8 +85,8 @@ def rank(job: Job, kept: Kept, stage: int, member: int) -> Held:
     """Returns what rank number `member` of a stage's first replica holds."""
     layout, itemsize = job.layout, job.shape.itemsize
     weights = list(trained(job.config, layout, stage, member))
-    n = sum(each.kept for each in weights)
-    moments = sum(each.kept * (1 if _is_muons(each.weight, job) else 2) for each in weights)
+    n = sum(each.kept * each.times for each in weights)
+    moments = sum(each.kept * each.times * (1 if _is_muons(each.weight, job) else 2) for each in weights)
     own_bytes = n * (itemsize if layout.world == 1 else MASTER)
     with_all, with_inputs = _activations(job, kept, stage)
     return Held(
@@ -95,7 +95,7 @@ def rank(job: Job, kept: Kept, stage: int, member: int) -> Held:
         gradients=own_bytes,
         optimizer=(n + moments) * MASTER,
         saving=(n + moments) * MASTER,
-        gathered=0 if layout.world == 1 else _gathered(weights, itemsize),
+        gathered=0 if layout.world == 1 else _gathered(weights, itemsize, layout.pipeline > 1),
         activations=with_inputs if layout.recompute and layout.world > 1 else with_all,
         activations_kept=with_all,
         activations_recomputed=with_inputs,
@@ -130,14 +130,18 @@ def _activations(job: Job, kept: Kept, stage: int) -> tuple[int, int]:
     )
 
 
-def _gathered(weights: list[Part], itemsize: int) -> int:
-    """Two layers' weights, since the next is fetched ahead; one's gradients, before they are divided; and the weights
-    of embedding, head and tower, which stay together through a pass."""
-    groups: dict[int | None, int] = {}
-    for each in weights:
-        groups[each.weight.layer] = groups.get(each.weight.layer, 0) + each.used
-    around = groups.pop(None, 0)
-    layer = max(groups.values(), default=0)
+def _gathered(weights: list[Part], itemsize: int, is_stage: bool) -> int:
+    """What is whole for a while. Two layers' weights, since the next is fetched ahead; one's gradients, before they are
+    divided; and the weights of embedding, head and tower, which stay together through a pass. A pipeline's stage leaves
+    all its weights together after a batch, and its gradients whole, in float32, until the step's last one."""
+    around = sum(each.used * each.times for each in weights if each.weight.layer is None)
+    layers = [each for each in weights if each.weight.layer is not None]
+    experts = sum(each.used for each in layers if each.weight.part in ("routed_experts", "shared_experts", "router"))
+    dense = sum(each.used for each in layers if each.weight.part == "dense")
+    layer = sum(each.used for each in layers) - min(experts, dense)  # a layer has either
+    if is_stage:
+        used = around + sum(each.used * each.times for each in layers)
+        return used * (itemsize + MASTER) + max(layer, around) * itemsize
     return around * itemsize + 2 * layer * itemsize + max(layer, around) * (itemsize + MASTER)
 
 
@@ -149,10 +153,10 @@ def _update(weights: list[Part], job: Job) -> int:
     adamw = 0
     for each in weights:
         if not _is_muons(each.weight, job):
-            adamw += each.kept
+            adamw += each.kept * each.times
             continue
         alike = (*each.weight.shape, axis_of(each.weight) if job.layout.tensor > 1 else 0)
         kept, whole = stacks.get(alike, (0, 0))
-        stacks[alike] = kept + each.kept, whole + each.whole
+        stacks[alike] = kept + each.kept * each.times, whole + each.whole * each.times
     muon = [kept * MASTER + (whole * MASTER if whole > kept else 0) + whole * 6 for kept, whole in stacks.values()]
     return max([adamw * 2 * MASTER, *muon])

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from puna.card import params
 from puna.config import LlamaConfig
+from puna.model.count import count_parameters
 from puna.plan import training
 from puna.plan.activations import Kept, Shape
 from puna.plan.shares import Training
@@ -74,7 +74,7 @@ def plan(recipe: Recipe, config: LlamaConfig) -> Plan:
     """Returns what a recipe would take. Raises ConfigError, with field, value and remedy, for an impossible layout."""
     mesh.check(recipe.parallel, config, recipe.batch)
     job = job_of(recipe, config)
-    count = params.count(config)
+    count = count_parameters(config)
     batch = recipe.batch.rows * recipe.batch.row_len * recipe.batch.accumulate
     return Plan(
         layout=recipe.parallel,

@@ -1,5 +1,6 @@
 """What QLoRA takes is as computed: to the byte where it stays, and less where it comes and goes."""
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,15 +15,19 @@ from puna.adapters.attach import attach, trained
 from puna.adapters.spec import Spec, begin
 from puna.config import LlamaConfig
 from puna.model.transformer import Llama, initialise
+from puna.plan.tuning import BASES, Footprint, footprint
 from puna.presets import PRESETS
 from puna.quant import swap
-from puna.train.footprint import footprint
 from puna.train.pack import Batch
 from puna.train.recipe import LossRecipe
 from puna.train.supervised import Supervised
 
 PUBLISHED_BYTES = 64.5e9  # axolotl, examples/llama-4: Scout by QLoRA on one H100, 4,096 tokens
 SPEC = Spec(rank=16, alpha=32, targets=frozenset({"attention", "shared"}))
+
+
+def qlora(config: LlamaConfig, tokens: int, chunk: int) -> Footprint:
+    return footprint(config, base=BASES["qlora"], rank=SPEC.rank, tokens=tokens, chunk=chunk)
 
 
 class Live(TorchDispatchMode):
@@ -97,7 +102,7 @@ def test_a_small_scout_takes_what_was_computed(n_layers: int) -> None:
     swap.quantize(model, swap.Policy(to="int4"), arrange=lambda weight: weight)
     base = [*model.parameters(), *model.buffers()]
     attach(model, begin(config, SPEC, torch.Generator().manual_seed(0)))
-    expected = footprint(config, SPEC, rows * row_len, chunk=64)
+    expected = qlora(config, rows * row_len, chunk=64)
     embedding = model.embedding.weight.nbytes
     assert sum(each.nbytes for each in base) == expected.base + embedding
     assert sum(each.nbytes for each in trained(model).values()) * 5 == expected.factors
@@ -123,5 +128,17 @@ def test_a_small_scout_takes_what_was_computed(n_layers: int) -> None:
 
 
 def test_scout_needs_less_than_the_best_published() -> None:
-    found = footprint(PRESETS["scout"], SPEC, 4096, chunk=256)
+    found = qlora(PRESETS["scout"], 4096, chunk=256)
     assert 60e9 < found.device < PUBLISHED_BYTES
+
+
+def test_factors_are_those_that_a_specification_makes() -> None:
+    config = scout_at(8, 2)
+    shapes = SPEC.shapes(config).values()
+    numbers = sum(math.prod(stack) * SPEC.rank * (n_out + n_in) for *stack, n_out, n_in in shapes)
+    assert qlora(config, 64, chunk=64).factors == numbers * 5 * 4
+
+
+def test_a_base_in_bfloat16_needs_more_than_one_gpu_has() -> None:
+    lora = footprint(PRESETS["scout"], base=BASES["lora"], rank=16, tokens=4096)
+    assert lora.base > 210e9 and lora.factors == qlora(PRESETS["scout"], 4096, chunk=256).factors

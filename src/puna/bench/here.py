@@ -1,0 +1,38 @@
+"""This machine as hardware that plans can count with: its memory, and what a quick probe reads and multiplies.
+
+Source of the probes: `machine`; they take about two seconds.
+"""
+
+import os
+
+import torch
+
+from puna.bench import machine
+from puna.plan.hardware import Hardware
+
+PROBE_RUNS = 5
+
+
+def hardware_here() -> Hardware:
+    """Returns what this machine's processor was just measured to be. Others who use it make it look slower."""
+    cpu = torch.device("cpu")
+    described = machine.describe(cpu)
+    return Hardware(
+        name=f"{described.processor}, {described.n_threads} threads",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        read_bytes=machine.read_bytes_per_second(cpu, PROBE_RUNS, machine.READ_BYTES),
+        flops={
+            "float32": machine.flops(cpu, torch.float32, PROBE_RUNS, machine.GEMM_SIZE),
+            "bfloat16": machine.flops(cpu, torch.bfloat16, PROBE_RUNS, machine.GEMM_SIZE),
+            "int8": machine.flops(cpu, torch.int8, PROBE_RUNS, machine.GEMM_SIZE),
+        },
+        watts=0.0,
+        node=1,
+        link_bytes=5e9,
+        net_bytes=1e9,
+        source="measured here, just now",
+        link_seconds=2e-5,
+        net_seconds=1e-4,
+        reserve_bytes=250_000_000,
+        is_cpu=True,
+    )

@@ -1,0 +1,269 @@
+"""How long the pieces of a training step take: products, memory traffic, and what ranks tell each other.
+
+In: a job and a cluster. Out: seconds by piece, for a layer of each kind and for what lies around them. A piece of
+arithmetic takes its operations at the share of the peak that large products reach, and then the bytes that everything
+between products moves; nothing of that overlaps. Exchanges take bytes over links, and a message's time.
+Not here: what overlaps with what and who waits for whom (`pipeline`, `simulate`).
+
+Source: a multiply-add is two operations, and a backward pass has two products for each of a forward pass; collectives
+as rings: n ranks move (n-1)/n of the whole to gather it, twice that to sum it up.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from puna.plan.activations import Kept
+from puna.plan.hardware import Cluster, Numbers
+from puna.plan.shares import layers_of, trained
+from puna.plan.training import MASTER, Job, is_matrix
+
+NEWTON_SCHULZ_STEPS = 5  # of Muon, as in `train.optim`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumed:
+    """What no datasheet says.
+
+    multiply, read, link   shares of the peaks that good kernels and collectives reach
+    imbalance              rows that the busiest rank's experts get, over the mean
+    numbers                of the decoder's products with weights: "bfloat16" or "fp8"; attention stays bfloat16
+    """
+
+    multiply: float = 0.62
+    read: float = 0.8
+    link: float = 0.7
+    imbalance: float = 1.1
+    numbers: Numbers = "bfloat16"
+
+
+class Exchange(NamedTuple):
+    """What one rank sends for a purpose in a step of one batch, in bytes and seconds."""
+
+    n_bytes: float
+    seconds: float
+
+
+class Layer(NamedTuple):
+    """One layer, forward: seconds of arithmetic in its two halves, what ranks tell each other, useful operations."""
+
+    attention: float
+    experts: float
+    keys: Exchange
+    sums: Exchange
+    dispatch: Exchange
+    gather: Exchange
+    reduce: Exchange
+    flops: float
+
+
+class Step:
+    """Seconds of the pieces of a training step. `flops` counts useful operations alone: no recomputing, no waste."""
+
+    def __init__(self, job: Job, cluster: Cluster, assumed: Assumed) -> None:
+        self.job, self.cluster, self.assumed = job, cluster, assumed
+        self.kept = Kept(job.config, job.layout, job.shape)
+        hardware = cluster.hardware
+        self._products = hardware.rate(assumed.numbers) * assumed.multiply
+        self._floats = hardware.rate("bfloat16") * assumed.multiply
+        self._read = hardware.read_bytes * assumed.read
+        self._layers: dict[tuple[bool, bool], Layer] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the ranks of a context group each have of one batch."""
+        shape = self.job.shape
+        return shape.rows * shape.row_len // self.job.layout.context
+
+    @property
+    def batches(self) -> int:
+        """Batches that each reader passes through the pipeline in a step."""
+        return -(-self.job.accumulate // self.job.layout.readers)
+
+    @cached_property
+    def backward(self) -> float:
+        """Seconds of the way back over those of the way there, for arithmetic; with `recompute` the way there again."""
+        return 3.0 if self.job.layout.recompute else 2.0
+
+    def layer(self, index: int) -> Layer:
+        """Returns the pieces of one layer; layers of one kind take as long as each other."""
+        text = self.job.config.text
+        kind = (index in text.rope_layers, text.is_moe(index))
+        if kind not in self._layers:
+            self._layers[kind] = self._layer(index)
+        return self._layers[kind]
+
+    def _layer(self, index: int) -> Layer:
+        job, layout, text = self.job, self.job.layout, self.job.config.text
+        T, D, b = self.tokens, text.width, job.shape.itemsize
+        stage = next(s for s in range(layout.pipeline) if index in layers_of(text.n_layers, layout.pipeline, s))
+        heads = text.n_heads * text.head_dim
+        maps = 2.0 * T * D * (2 * heads + 2 * text.n_kv_heads * text.head_dim) / layout.tensor
+        computed, useful = self._scores(index)
+        if text.is_moe(index):
+            one = 2.0 * T * 3 * D * text.expert_width / layout.tensor
+            forward, busiest = (
+                one * (1 + text.n_active_experts),
+                one * (1 + text.n_active_experts * self.assumed.imbalance),
+            )
+        else:
+            forward = busiest = 2.0 * T * 3 * D * text.dense_width / layout.tensor
+        traffic = 2.0 * self.kept.layer(index) / self._read  # what is kept is written once and read once, about
+        attention = maps / self._products + computed / self._floats + traffic / 2
+        experts = busiest / self._products + traffic / 2
+        state = T * D * b
+        rows = state * text.n_active_experts / layout.tensor * self.assumed.imbalance if text.is_moe(index) else 0.0
+        return Layer(
+            attention=attention,
+            experts=experts,
+            keys=self._keys(index),
+            sums=self._sum(state, layout.tensor, 1),
+            dispatch=self._exchange(rows, layout.expert, 1),
+            gather=self._gathers(stage, index, b),
+            reduce=self._gathers(stage, index, MASTER),
+            flops=maps + useful + forward,
+        )
+
+    def _keys(self, index: int) -> Exchange:
+        """Keys and values of a row's other stretches; chunked layers need none where stretches are whole chunks."""
+        job, text, layout = self.job, self.job.config.text, self.job.layout
+        chunk, stretch = text.chunk_len_of(index), job.shape.row_len // layout.context
+        if layout.context == 1 or (chunk is not None and stretch % chunk == 0):
+            return Exchange(0.0, 0.0)
+        own = self.tokens * 2 * text.n_kv_heads * text.head_dim // layout.tensor * job.shape.itemsize
+        n_bytes = own * (layout.context - 1)
+        rate = self.cluster.ring(layout.context, layout.tensor)
+        return Exchange(n_bytes, self._seconds(n_bytes, rate, layout.context, layout.tensor))
+
+    def _scores(self, index: int) -> tuple[float, float]:
+        """Operations of attention itself: what is computed, by the rank with most where ranks share rows, since the
+        last stretch sees the whole row; and what a causal mask leaves of it on average."""
+        job, text, row = self.job, self.job.config.text, self.job.shape.row_len
+        chunk = text.chunk_len_of(index)
+        seen = min(chunk or row, row) / 2
+        if not job.shape.scores:
+            made = seen * (2 - 1 / job.layout.context)
+        elif job.layout.context > 1 or chunk is None or chunk >= row:
+            made = row
+        else:
+            made = 2 * chunk
+        each = 4.0 * self.tokens * text.n_heads * text.head_dim / job.layout.tensor
+        return each * made, each * seen
+
+    def head(self) -> tuple[float, float]:
+        """Returns seconds and operations of the head with its loss, there and back."""
+        text = self.job.config.text
+        flops = 6.0 * self.tokens * text.width * text.vocab_size / self.job.layout.tensor
+        return flops / self._floats + 2 * self.kept.head / self._read, flops
+
+    def hand_over(self) -> Exchange:
+        """Returns what goes from a stage to the next, and on the way back."""
+        layout = self.job.layout
+        if layout.pipeline == 1:
+            return Exchange(0.0, 0.0)
+        n_bytes = self.tokens * self.job.config.text.width * self.job.shape.itemsize
+        stride = layout.team * layout.replicate
+        return Exchange(n_bytes, self._seconds(n_bytes, self.cluster.exchange(2, stride), 2, stride))
+
+    @cached_property
+    def _used(self) -> dict[tuple[int, str], int]:
+        """Numbers that a pass puts together, by stage and what for: "experts", "router" and so on by part for a layer,
+        "around" for what lies around the layers."""
+        found: dict[tuple[int, str], int] = {}
+        for stage in range(self.job.layout.pipeline):
+            for part in trained(self.job.config, self.job.layout, stage, 0):
+                key = stage, "around" if part.weight.layer is None else part.weight.part
+                found[key] = found.get(key, 0) + part.used * (part.times if part.weight.layer is None else 1)
+        return found
+
+    def replicas(self, stage: int) -> Exchange:
+        """Returns the sum of gradients over whole copies of a stage, once a step."""
+        layout = self.job.layout
+        kept = sum(part.kept * part.times for part in trained(self.job.config, layout, stage, 0))
+        return self._sum(kept * MASTER, layout.replicate, layout.team)
+
+    def around(self, stage: int) -> tuple[Exchange, Exchange]:
+        """Returns gathering and reducing of what lies around the layers of a stage: embedding, head, tower."""
+        return self._gathers(stage, None, self.job.shape.itemsize), self._gathers(stage, None, MASTER)
+
+    def update(self, stage: int) -> float:
+        """Returns seconds of the optimiser: every number of its state read and written, and Muon's iterations."""
+        layout, job = self.job.layout, self.job
+        n_bytes = flops = 0.0
+        for part in trained(job.config, layout, stage, 0):
+            muons = job.matrices == "muon" and is_matrix(part.weight)
+            n_bytes += part.times * part.kept * MASTER * (7 if muons else 9)
+            if muons:
+                flops += part.times * _newton_schulz(part.weight.shape, part.whole)
+        return n_bytes / self._read + flops / self._floats
+
+    def quick_seconds(self) -> float:
+        """Returns about the seconds of the step, without simulating it: passes of the slowest stage, one after another,
+        and what overlaps taken as overlapping whole."""
+        layout, slowest = self.job.layout, 0.0
+        for stage in range(layout.pipeline):
+            layers = [self.layer(i) for i in layers_of(self.job.config.text.n_layers, layout.pipeline, stage)]
+            work = sum((each.attention + each.experts) * (1 + self.backward) for each in layers)
+            passes = 3.0 if layout.recompute else 2.0
+            waits = passes * sum(e.keys.seconds + 2 * (e.sums.seconds + e.dispatch.seconds) for e in layers)
+            moved = sum(each.gather.seconds * 2 + each.reduce.seconds for each in layers)
+            if layout.pipeline > 1:
+                moved = sum(each.gather.seconds for each in layers)
+            if stage == layout.pipeline - 1:
+                work += self.head()[0]
+            slowest = max(slowest, work + waits, moved)
+        return slowest * (self.batches + layout.pipeline - 1) + self.update(0) + self.replicas(0).seconds
+
+    def stage_flops(self, stage: int) -> float:
+        """Returns useful operations of one batch on one rank of a stage, there and back."""
+        layers = layers_of(self.job.config.text.n_layers, self.job.layout.pipeline, stage)
+        total = 3.0 * sum(self.layer(index).flops for index in layers)
+        return total + (self.head()[1] if stage == self.job.layout.pipeline - 1 else 0.0)
+
+    # Exchanges
+
+    def _gathers(self, stage: int, index: int | None, itemsize: int) -> Exchange:
+        """Returns putting a layer's weights together from all ranks that keep parts of them, or, the same the other way
+        round, reducing their gradients: dense parts over shard x context, experts over what `expert` leaves."""
+        layout, experts = self.job.layout, 0
+        if index is None:
+            dense = self._used.get((stage, "around"), 0)
+        else:
+            is_moe = self.job.config.text.is_moe(index)
+            parts = ("attention", "norms", "router", "shared_experts") if is_moe else ("attention", "norms", "dense")
+            dense = sum(self._used.get((stage, part), 0) for part in parts)
+            experts = self._used.get((stage, "routed_experts"), 0) if is_moe else 0
+        total = seconds = 0.0
+        for used, ranks, stride in (
+            (dense, layout.shard * layout.context, layout.tensor),
+            (experts, layout.team // layout.expert, layout.expert),
+        ):
+            n_bytes = used * itemsize * (ranks - 1) / ranks
+            if n_bytes:
+                total += n_bytes
+                seconds += self._seconds(n_bytes, self.cluster.ring(ranks, stride), ranks, stride)
+        return Exchange(total, seconds)
+
+    def _sum(self, n_bytes: float, ranks: int, stride: int) -> Exchange:
+        if ranks == 1:
+            return Exchange(0.0, 0.0)
+        moved = 2 * n_bytes * (ranks - 1) / ranks
+        return Exchange(moved, self._seconds(moved, self.cluster.ring(ranks, stride), ranks, stride))
+
+    def _exchange(self, n_bytes: float, ranks: int, stride: int) -> Exchange:
+        if ranks == 1 or not n_bytes:
+            return Exchange(0.0, 0.0)
+        moved = n_bytes * (ranks - 1) / ranks
+        return Exchange(moved, self._seconds(moved, self.cluster.exchange(ranks, stride), ranks, stride))
+
+    def _seconds(self, n_bytes: float, rate: float, ranks: int, stride: int) -> float:
+        return n_bytes / (rate * self.assumed.link) + self.cluster.latency(ranks, stride)
+
+
+def _newton_schulz(shape: tuple[int, ...], size: int) -> float:
+    """Operations of Muon's iteration on matrices of this shape that have `size` numbers together."""
+    rows, columns = shape[-2:]
+    if len(shape) == 3 and rows > columns:  # gate and up of an expert are two maps
+        rows //= 2
+    short, long = min(rows, columns), max(rows, columns)
+    return NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3) * size / (rows * columns)
