@@ -62,4 +62,3 @@ def test_numbers_without_scales_take_their_bits() -> None:
 def test_a_step_needs_more_for_more_tokens_and_logits() -> None:
     few, many, wide = (memory.step_bytes(SCOUT, *n) for n in ((1, 1), (8192, 1), (1, 8192)))
     assert few < many < wide
-    assert memory.tiles_bytes(replace(SCOUT, vision=None), 17) == 0 < memory.tiles_bytes(SCOUT, 1)

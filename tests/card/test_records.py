@@ -23,8 +23,10 @@ def test_a_result_alone_belongs_to_the_model(folder: Path) -> None:
     assert list(gather("toy", CRIA, [folder]).held_out) == ["toy"]
 
 
-@pytest.mark.parametrize("name", ["training.json", "results.json", "evaluation.json", "safety.json"])
-@pytest.mark.parametrize("text", ["{", "[]", "3"])
+@pytest.mark.parametrize(
+    "name", ["training.json", "results.json", "evaluation.json", "safety.json", "quantization-int4.json"]
+)
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"model": "x"}'])
 def test_a_file_that_is_no_record_is_named(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ConfigError, match=name):

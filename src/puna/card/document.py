@@ -23,12 +23,6 @@ class Items(NamedTuple):
     items: tuple[str, ...]
 
 
-class Code(NamedTuple):
-    """Lines as they are."""
-
-    text: str
-
-
 class Table(NamedTuple):
     """A table. The first `n_words` columns hold words, the others numbers; a caption stands above, notes below."""
 
@@ -46,7 +40,7 @@ class Missing(NamedTuple):
     remedy: str
 
 
-Block = Text | Items | Code | Table | Missing
+Block = Text | Items | Table | Missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ In: a title and sections. Out: a text. Not here: the head that the hub reads (`f
 
 from collections.abc import Iterator, Sequence
 
-from puna.card.document import Block, Code, Items, Missing, Section, Table, Text
+from puna.card.document import Block, Items, Missing, Section, Table, Text
 
 
 def text(title: str, lead: str, sections: Sequence[Section], foot: Sequence[str]) -> str:
@@ -27,8 +27,6 @@ def _block(block: Block) -> str:
             return words
         case Items(items):
             return "\n".join(f"- {each}" for each in items)
-        case Code(words):
-            return f"```\n{words}\n```"
         case Missing(what, remedy):
             return f"*Not recorded: {what}.* To have it: {remedy}."
         case Table():

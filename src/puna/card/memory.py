@@ -169,12 +169,3 @@ def step_bytes(config: LlamaConfig, n_tokens: int, n_logits: int, element_bytes:
     widest = max(attention, routed if text.moe_layers else 0, dense if len(text.moe_layers) < text.n_layers else 0)
     layers = n_tokens * (stream + widest) * element_bytes
     return max(layers, n_tokens * stream * element_bytes + n_logits * text.vocab_size * LOGIT_BYTES)
-
-
-def tiles_bytes(config: LlamaConfig, n_tiles: int, element_bytes: int = 2) -> int:
-    """Estimates the most that the vision tower keeps while it reads `n_tiles` tiles at once."""
-    vision = config.vision
-    if vision is None:
-        return 0
-    tokens = n_tiles * (vision.n_patches + 1)
-    return tokens * (2 * vision.width + max(4 * vision.width, 2 * vision.mlp_width)) * element_bytes

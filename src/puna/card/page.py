@@ -8,7 +8,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 
-from puna.card.document import Block, Code, Items, Missing, Section, Table, Text
+from puna.card.document import Block, Items, Missing, Section, Table, Text
 
 STYLE = """
 :root {
@@ -65,8 +65,6 @@ def _block(block: Block) -> str:
             return f"<p>{_inline(words)}</p>"
         case Items(items):
             return f"<ul>{''.join(f'<li>{_inline(each)}</li>' for each in items)}</ul>"
-        case Code(words):
-            return f"<pre><code>{html.escape(words)}</code></pre>"
         case Missing(what, remedy):
             return f'<p class="missing">Not recorded: {_inline(what)}. To have it: {_inline(remedy)}.</p>'
         case Table():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from puna.card import memory
-from puna.card.document import Block, Missing, Section, Table, Text
+from puna.card.document import Block, Missing, Section, Table
 from puna.card.hardware import ACCELERATORS, USABLE, usable
 from puna.card.records import Records
 from puna.card.words import UNKNOWN, percent, size, whole
@@ -96,11 +96,3 @@ def _drift(record: Mapping[str, Any], drift: Mapping[str, Any]) -> tuple[str, ..
         f"{drift['perplexity_full']:.3f}",
         f"{drift['perplexity_small']:.3f}",
     )
-
-
-def summary(records: Records) -> Text:
-    """Returns in a sentence how much memory the model takes as it is and in four bits."""
-    plain, small = (
-        memory.model_bytes(records.config, memory.SCHEMES[name], records.float_bytes) for name in ("none", "int4")
-    )
-    return Text(f"Weights take {size(plain)} as stored and {size(small)} with `--quantize int4`.")

@@ -29,6 +29,12 @@ from puna.records import RESULTS, TRAINING, Evaluation, Training, read_evaluatio
 HELD_OUT = "evaluation.json"
 QUANTIZATIONS = "quantization*.json"
 SAFETY, REDTEAM, CRITICAL = "safety.json", "redteam.json", "critical.json"
+NEEDED = {
+    SAFETY: ("policy", "sets", "tone", "missing"),
+    REDTEAM: ("policy", "passed", "succeeded", "disguises"),
+    QUANTIZATIONS: ("to", "parts", "bytes"),
+}
+"""What a document must have, by the name of its file."""
 KNOWN = (DECLARED_FILE, TRAINING, RESULTS, HELD_OUT, QUANTIZATIONS, SAFETY, REDTEAM, CRITICAL)
 
 
@@ -90,6 +96,9 @@ def _document(file: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{file}: is not JSON ({error}); write it again or remove it") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: is no JSON object; write it again or remove it")
+    for pattern, keys in NEEDED.items():
+        if file.match(pattern) and (lacking := [key for key in keys if key not in document]):
+            raise ConfigError(f"{file}: has no {lacking[0]!r}, so it is no such record; write it again or remove it")
     return document
 
 

@@ -69,9 +69,7 @@ def _redteam(records: Records) -> Section:
         return Section(title="Red teaming", blocks=(Missing("what a red team found", REMEDY.format(suite="redteam")),))
     families: dict[str, list[Mapping[str, Any]]] = {}
     for name, each in found["disguises"].items():
-        families.setdefault(name.split("_")[0] if name.startswith(FAMILIES) else name.replace("_", " "), []).append(
-            each
-        )
+        families.setdefault(_family(name), []).append(each)
     rows = [
         (name, _by(own), *(_sum(own, what) for what in ("passed", "flagged", "succeeded")))
         for name, own in families.items()
@@ -81,6 +79,10 @@ def _redteam(records: Records) -> Section:
     head = ("Disguise", "Stopped by", "passed the guards", "flagged", "the model obeyed")
     note = "Harmless goals in disguises of attacks. What passes is not stopped; what is flagged is counted."
     return Section(title="Red teaming", blocks=(Table(head, tuple(rows), 2, f"Policy {found['policy']}", (note,)),))
+
+
+def _family(disguise: str) -> str:
+    return disguise.split("_")[0] if disguise.startswith(FAMILIES) else disguise.replace("_", " ")
 
 
 def _sum(family: Sequence[Mapping[str, Any]], what: str) -> str:
