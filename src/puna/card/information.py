@@ -68,6 +68,7 @@ def _rows(records: Records) -> list[tuple[str, str]]:
     config, said = records.config, records.declared
     count, tokens = params.count(config), total(run.tokens for run in records.training)
     licence = said.license_name or said.license
+    n_runs = len(records.training)
     dates = [run.ended[:10] for run in records.training if run.ended]
     rows = [
         ("Developer", declared(said.developer)),
@@ -79,7 +80,7 @@ def _rows(records: Records) -> list[tuple[str, str]]:
         ("Vocabulary", f"{whole(config.text.vocab_size)} tokens"),
         ("Weights", size(records.weights_bytes) if records.weights_bytes else ""),
         ("Languages", declared(listed([language(code) for code in said.languages]))),
-        ("Training tokens", f"{whole(tokens)} in {len(dates) or len(records.training)} runs" if tokens else ""),
+        ("Training tokens", f"{whole(tokens)} in {n_runs} run{'s' * (n_runs > 1)}" if tokens else ""),
         ("Trained until", max(dates) if dates else ""),
         ("Data cutoff", declared(said.data_cutoff)),
         ("Base model", declared(said.base_model) or base_of(records)),

@@ -52,7 +52,7 @@ def hardware(records: Records) -> Section:
     for name, found, text in (("hardware", hosts, said.hardware), ("software", versions + software, said.software)):
         told = "; ".join(filter(None, ["; ".join(found), declared(text)]))
         missing = Missing(f"the {name} of training", f"declare `{name}` in card.toml")
-        blocks.append(Text(f"**{name.capitalize()}.** {told[0].upper()}{told[1:]}") if told else missing)
+        blocks.append(Text(f"**{name.capitalize()}:** {told}") if told else missing)
     if not runs:
         return Section(title="Hardware and software", blocks=(*blocks, NO_TRAINING))
     blocks += [_runs(runs), _settings(runs), *_energy(runs)]
