@@ -165,6 +165,7 @@ def test_the_recipe_of_cria_killed_and_resumed_on_a_busy_machine_ends_with_the_s
     while other processes want both cores; then the same undisturbed."""
     documents = write_story_pages(tmp_path / "corpus", 900)
     overrides = {
+        "model.start": "",
         "data.documents": documents,
         "data.held_out": "",
         "data.passes": "{}",
