@@ -144,3 +144,4 @@ def test_initialise_depends_on_the_generator_alone_and_keeps_logits_in_scale() -
     assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
     with torch.no_grad():
         assert 0.3 < whole(models[0], torch.arange(50)).std() < 3
+        assert 0.98 < models[0].embedding.weight.std() < 1.02  # looked up, not multiplied: the stream's own scale
