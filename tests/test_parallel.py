@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from puna.adapters.spec import Spec
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, DeviceError
 from puna.kernels.formats import Fp8, Int4, Int8, dequantize, pack
+from puna.kernels.low_rank import Factors
 from puna.model.mask import Packed
 from puna.model.transformer import Llama
 from puna.parallel import Layout, Mesh, Share, ShareOfLlama, cuts_of
 from puna.presets import CRIA, GUARD4, MAVERICK, SCOUT
 from puna.weights import checkpoint, names
+from tests.adapters.toys import EVERYTHING, adapter_for
 from tests.reference.ranks import Ranks, started
 from tests.reference.shares import ON_FOUR, ON_TWO, SHAPES, maverick, put, share_of, widened
 from tests.reference.tiny import PATCH_ID, TILE_TOKENS, random_ids, random_model, read_whole, tiny_config
@@ -245,3 +248,29 @@ def test_death_of_a_rank_is_an_error_and_no_endless_wait(tmp_path: Path, dying: 
         outcomes = ranks.outcomes(last_word, dying)
     assert outcomes[dying].failure == "died"
     assert f"lost another rank while {doing}" in outcomes[1 - dying].result
+
+
+@pytest.mark.parametrize("layout", [*ON_TWO, *ON_FOUR])
+def test_corrections_of_parts_are_parts_of_corrections(layout: Layout) -> None:
+    config = SHAPES["maverick"]
+    few = {1: (0, 3, 4), 3: (7,)}
+    for spec in (Spec(rank=3, targets=EVERYTHING), Spec(rank=3, targets=frozenset({"experts"}), experts=few)):
+        adapter = adapter_for(config, spec)
+        for share in (Share(config, layout, rank) for rank in range(layout.world)):
+            parts = share.part_of_adapter(adapter)
+            for name, factors in adapter.items():
+                own_name = share.own_name(name)
+                if own_name is not None:
+                    n_experts = config.text.n_experts if factors.a.dim() == 3 else None
+                    part = parts.get(own_name)
+                    wanted = share.cut(name, whole_of(factors, n_experts))
+                    got = whole_of(part, len(share.experts) if n_experts else None) if part else wanted * 0
+                    torch.testing.assert_close(got, wanted, msg=f"{name} of rank {share.rank}")
+
+
+def whole_of(factors: Factors, n_experts: int | None) -> Tensor:
+    """Returns what factors add to a weight, [out in] or [E out in]."""
+    added = factors.b @ factors.a
+    if n_experts is None or factors.experts is None:
+        return added
+    return added.new_zeros(n_experts, *added.shape[1:]).index_copy(0, torch.tensor(factors.experts), added)

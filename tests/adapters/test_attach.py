@@ -107,7 +107,10 @@ def test_gradients_of_few_experts_are_their_slopes(model: Llama, config: LlamaCo
         out: Tensor = part(x, scores, experts)
         return out
 
-    assert torch.autograd.gradcheck(run, (x.requires_grad_(), scores.requires_grad_(), *part.parameters()))
+    inputs = (x.requires_grad_(), scores.requires_grad_(), *(each for each in part.parameters() if each.requires_grad))
+    assert torch.autograd.gradcheck(
+        run, inputs, fast_mode=True
+    )  # each number by itself: tests/kernels/test_low_rank.py
 
 
 def test_only_factors_train_and_their_names_are_those_of_the_base(model: Llama, config: LlamaConfig) -> None:
