@@ -37,9 +37,11 @@ class MoE(nn.Module):
     """Router, routed experts and shared expert of one layer.
 
     `bias` float32 [E], which only training has (`train.balance`), counts when experts are chosen, not in their scores.
+    `forced` int64 [T k], which only reinforcement has (`train.reinforce`), chooses instead of the router; -1 does not.
     """
 
     bias: Tensor | None = None
+    forced: Tensor | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -54,6 +56,9 @@ class MoE(nn.Module):
         best, experts = logits.topk(self.n_active, dim=-1)  # T k
         if self.bias is not None:
             experts = (logits.detach() + self.bias).topk(self.n_active, dim=-1).indices  # T k
+            best = logits.gather(1, experts)
+        if self.forced is not None:
+            experts = torch.where(self.forced < 0, experts, self.forced)
             best = logits.gather(1, experts)
         scores = best.float().sigmoid().to(x.dtype)  # T k
         return self.shared(x, deltas) + self.routed(x, scores, experts, deltas), Route(logits, experts)

@@ -5,6 +5,7 @@ In and out: nothing of its own. The loop draws batches from a `Feed` and differe
 the same bits: a feed that makes its batches with the model's weights makes them from those, its seed and `DataState`.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -57,8 +58,13 @@ class Feed(Protocol):
         ...
 
 
+def nothing() -> None:
+    """What most exercises do at the end."""
+
+
 class Exercise(NamedTuple):
-    """What a model is trained towards, and on what."""
+    """What a model is trained towards, and on what. `at_end` is called once behind the last step."""
 
     objective: Objective
     feed: Feed
+    at_end: Callable[[], None] = nothing

@@ -125,6 +125,40 @@ class PreferenceRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforceRecipe:
+    """Online reinforcement, as `reinforce` explains it.
+
+    prompts, samples      tasks of a round, and replies to each; updates: steps that learn from one round
+    max_new_tokens        of a reply
+    level                 "token" (GRPO) or "sequence" (GSPO, whose clips are about 3e-4)
+    clip_low, clip_high   how far a ratio may fall below and rise above 1 and still count
+    truncate              most that a token weighs more in this trainer than in the engine
+    kl                    weight of the divergence from the base; above 0 the base stays in memory
+    normalise             divides advantages by their group's standard deviation
+    tries                 how often tasks are drawn anew for groups that teach nothing
+    """
+
+    prompts: int = 8
+    samples: int = 8
+    updates: int = 1
+    max_new_tokens: int = 64
+    level: str = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    truncate: float = 2.0
+    kl: float = 0.0
+    normalise: bool = True
+    tries: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "updates", "max_new_tokens", "tries", "clip_low", "clip_high", "truncate"):
+            require(getattr(self, name) > 0, f"reinforce.{name}", getattr(self, name), "positive")
+        require(self.samples > 1, "reinforce.samples", self.samples, "2 or more: replies are compared")
+        require(self.level in ("token", "sequence"), "reinforce.level", self.level, '"token" or "sequence"')
+        require(self.kl >= 0, "reinforce.kl", self.kl, "zero or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillRecipe:
     """What a model learns from a larger one, as `distill` explains it.
 
@@ -191,6 +225,7 @@ class TuneRecipe:
     loss: LossRecipe = field(default_factory=lambda: LossRecipe(balance=0.0))
     filter: FilterRecipe = field(default_factory=FilterRecipe)
     preference: PreferenceRecipe = field(default_factory=PreferenceRecipe)
+    reinforce: ReinforceRecipe = field(default_factory=ReinforceRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
     lora: LoraRecipe | None = None
     drift: DriftRecipe = field(default_factory=DriftRecipe)
@@ -217,7 +252,10 @@ class TuneRecipe:
         require(self.loss.bias_rate == 0, "loss.bias_rate", self.loss.bias_rate, "0: biases belong to pre-training")
         plain = self.objective.kind == "supervised" and not has_lora and not self.model.frozen
         require(
-            ranks == 1 or plain, "parallel", self.parallel.product, "one rank, but for supervised tuning of all weights"
+            ranks == self.parallel.replicate or plain,
+            "parallel",
+            self.parallel.product,
+            "one rank, but for supervised tuning of all weights",
         )
         require(
             not self.compute.compile or plain,

@@ -1,0 +1,431 @@
+"""Online reinforcement by groups: what was better than the other replies to the same task becomes more probable.
+
+In: a workbench whose lines are tasks (`rollout`). Out: the exercise. A round draws some tasks and several replies to
+each with the weights as they are, judges them, and makes `updates` batches of them: a batch is never older than that.
+What a reply gained over its group's mean is its advantage; groups in which all replies are worth the same teach
+nothing, and more tasks are drawn in their place. Every round is a file of the run, `rollouts/`, so that a run that was
+killed goes on with the same replies, and so that one can read what the model said.
+
+    token     mean over replies of mean over tokens of -min(r A, clip(r, 1 - low, 1 + high) A)      GRPO
+    sequence  the same with one ratio a reply, the geometric mean of its tokens'                     GSPO
+
+r is the ratio of a token's probability to what it was when the round was drawn. In training every token goes to the
+experts that it went to in the engine (routing replay), scores are computed again. The ratio's denominator is this
+trainer's own reading of the round, so that the first batch of a round has ratios of exactly 1; how far the engine's
+numbers are from it weighs each token, at most by `truncate`, and is told as `mismatch`. `kl` adds the divergence from
+the base. Source: GRPO, arXiv 2402.03300 section 4.1; GSPO, arXiv 2507.18071 section 4; dropped groups and two clips,
+DAPO, arXiv 2503.14476; routing replay, arXiv 2510.11370; the estimate of the divergence, k3 of
+http://joschu.net/blog/kl-approx.html.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from puna.config import LlamaConfig
+from puna.errors import ConfigError, WeightsError
+from puna.model.moe import MoE
+from puna.model.transformer import Llama
+from puna.prompt.render import ToolStyle
+from puna.train import forward
+from puna.train.next_token import Loss, RouterLosses
+from puna.train.objective import Exercise
+from puna.train.pack import PADDING, Batch, DataState
+from puna.train.recipe import LossRecipe
+from puna.train.rewards import Judge
+from puna.train.rollout import Sample, Task, Wish, read_tasks, roll
+from puna.train.tune_recipe import ReinforceRecipe
+from puna.train.workbench import Workbench
+from puna.weights.checkpoint import load
+
+ROUNDS, REWARDS = "rollouts", "rewards.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatch(Batch):
+    """Replies in rows. Weights are 1 over a reply's length.
+
+    told       float32 [4 B S], of each target: log-probability in the engine, in this trainer when the round was drawn,
+               in the base, and the advantage of its reply
+    samples    int64 [B S]: whose token it is, counted within the batch
+    routes     int64 [M T k]: the experts that each token goes to, -1 where it may choose
+    reward     the mean over all replies of the round, float32 scalar
+    """
+
+    told: Tensor
+    samples: Tensor
+    routes: Tensor
+    reward: Tensor
+
+
+def begin(bench: Workbench, judges: Mapping[str, Judge] | None = None) -> Exercise:
+    """Returns the loss of groups over rounds of the recipe's tasks. `judges`: further kinds of answers.
+
+    Raises ConfigError for a recipe that it cannot follow, PromptError for a line that it cannot read.
+    """
+    recipe, options = bench.recipe, bench.recipe.reinforce
+    if recipe.parallel.recompute:
+        raise ConfigError("parallel.recompute: true cannot be with objective.kind reinforce; set it to false")
+    if recipe.batch.accumulate != 1:
+        raise ConfigError(f"batch.accumulate: {recipe.batch.accumulate} must be 1; raise reinforce.prompts instead")
+    if recipe.parallel.world != 1:
+        raise ConfigError(f"parallel: {recipe.parallel.product} cannot be with objective.kind reinforce; use one rank")
+    style: ToolStyle = "json" if recipe.data.tool_style == "json" else "pythonic"
+    tasks = list(read_tasks(recipe.data.chats, bench.renderer, style, judges))
+    fitting = [task for task in tasks if len(task.prompt.ids) + options.max_new_tokens <= recipe.batch.row_len]
+    if not fitting:
+        raise ConfigError(
+            f"batch.row_len: {recipe.batch.row_len} holds none of {len(tasks)} tasks with {options.max_new_tokens} new "
+            "tokens; raise it"
+        )
+    (bench.run / "data.json").write_text(json.dumps({"tasks": len(tasks), "used": len(fitting)}) + "\n", "utf-8")
+    feed = Rounds(bench, fitting, judges)
+    if recipe.data.held_out:
+        held_out = list(read_tasks((recipe.data.held_out,), bench.renderer, style, judges))
+        feed.measure(held_out, "before")
+        return Exercise(Grouped(bench.model, options, recipe.loss), feed, lambda: feed.measure(held_out, "after"))
+    return Exercise(Grouped(bench.model, options, recipe.loss), feed)
+
+
+class Grouped:
+    """An `Objective` over `RolloutBatch`es."""
+
+    def __init__(self, model: Llama, options: ReinforceRecipe, router: LossRecipe) -> None:
+        self.model, self.options, self.router = model, options, router
+
+    def total(self, batch: Batch) -> Tensor:
+        """Returns the number of replies."""
+        return batch.weights.sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns nothing: what is remembered lies in the rounds' files."""
+        return {}
+
+    def __call__(self, batch: Batch, total_weight: Tensor, share: float = 1.0) -> Loss:
+        assert isinstance(batch, RolloutBatch), "made by Rounds"
+        options = self.options
+        read = reading(self.model, batch, self.router.chunk)
+        weights = batch.weights.flatten()[read.learnt]  # R
+        engine, old, base, advantages = batch.told.flatten(1)[:, read.learnt]  # R
+        moved = read.log_probs - old  # R
+        if options.level == "sequence":
+            owners = batch.samples.flatten()[read.learnt]  # R
+            of_samples = moved.new_zeros(int(batch.samples.max()) + 1)
+            moved = of_samples.index_add(0, owners, moved * weights)[owners]
+        ratios = moved.exp()  # R
+        held = ratios.clamp(1 - options.clip_low, 1 + options.clip_high)
+        trust = (old - engine).exp().clamp(max=options.truncate)
+        gains = torch.minimum(ratios * advantages, held * advantages) * trust
+        apart = base - read.log_probs
+        divergence = apart.exp() - apart - 1
+        nats = (options.kl * divergence - gains) @ weights
+        routed = self.router.balance * read.router.balance + self.router.z * read.router.z
+        n = weights.sum()
+        metrics = {
+            "reward": batch.reward * n,
+            "clipped": (ratios * advantages > held * advantages).float() @ weights,
+            "mismatch": (old - engine).abs() @ weights,
+            "divergence": divergence @ weights,
+        }
+        return Loss(
+            total=nats / total_weight.clamp(min=1e-9) + routed * share,
+            nll=nats.detach() / n.clamp(min=1e-9),
+            balance=read.router.balance.detach(),
+            weight=n,
+            load=read.router.load.detach(),
+            metrics={name: value.detach() for name, value in metrics.items()},
+        )
+
+
+class Reading(NamedTuple):
+    """learnt int64 [R]: places of the learnt targets in the flat batch; log_probs float32 [R]: theirs."""
+
+    learnt: Tensor
+    log_probs: Tensor
+    router: RouterLosses
+
+
+def reading(model: Llama, batch: RolloutBatch, chunk: int) -> Reading:
+    """Returns what a model gives a batch's targets, each token going where it went in the engine."""
+    with replayed(model, batch.routes):
+        states, routes = forward.hidden(model, batch)
+    learnt = batch.weights.flatten().nonzero().squeeze(1)  # R
+    known = forward.log_probs(model, states[learnt], batch.targets.flatten()[learnt], chunk)
+    return Reading(learnt, known, forward.router_losses(routes, batch))
+
+
+@contextmanager
+def replayed(model: Llama, routes: Tensor) -> Iterator[None]:
+    """Within it the tokens of a batch go to these experts, int64 [M T k]; -1 leaves a token its choice."""
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    for moe, forced in zip(layers, routes, strict=True):
+        moe.forced = forced
+    try:
+        yield
+    finally:
+        for moe in layers:
+            moe.forced = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A reply that is learnt from: the sample, its advantage, and what this trainer and the base give its tokens."""
+
+    sample: Sample
+    advantage: float
+    old: tuple[float, ...] = ()
+    base: tuple[float, ...] = ()
+
+
+class Round(NamedTuple):
+    """What one round drew: the parts of it that become batches, the mean reward of all, and the task that follows."""
+
+    parts: list[list[Drawn]]
+    reward: float
+    following: int
+
+
+class Rounds:
+    """A `Feed`, and its reader: batches of replies drawn with the weights as they are."""
+
+    def __init__(self, bench: Workbench, tasks: Sequence[Task], judges: Mapping[str, Judge] | None) -> None:
+        self.bench, self.tasks, self.judges = bench, tasks, judges
+        self.options = bench.recipe.reinforce
+        of = hashlib.sha256(bench.fingerprint.encode())
+        for task in tasks:
+            of.update(repr((task.id, task.prompt.ids, task.answer)).encode())
+        self.digest = of.hexdigest()
+        self._round: tuple[int, Round] | None = None
+        self._state = DataState()
+        self._base = _base(bench) if self.options.kl else None
+
+    @contextmanager
+    def opened(self, state: DataState, reader: int, readers: int) -> Iterator["Rounds"]:
+        """Returns the batches behind `state`."""
+        assert readers == 1, "the recipe allows one rank"
+        self._state = state
+        yield self
+
+    def next(self) -> tuple[Batch, DataState]:
+        """Returns the next batch, for which a round is drawn if its turn has come, and the state behind it."""
+        number, part = divmod(self._state.sample, self.options.updates)
+        following = self._state.waiting[0] if self._state.waiting else 0
+        if self._round is None or self._round[0] != number:
+            drawn = self._draw(number, following) if part == 0 else self._read(number)
+            self._round = number, drawn
+        drawn = self._round[1]
+        last = part == self.options.updates - 1
+        waiting = drawn.following if last else following
+        self._state = DataState(waiting // len(self.tasks), self._state.sample + 1, (waiting,))
+        return self._batch(drawn.parts[part], drawn.reward), self._state
+
+    def names(self, batch: Batch) -> list[str]:
+        """Returns the ids of the tasks in a batch."""
+        return [self.tasks[task].id for row in batch.pieces for task in row]
+
+    def measure(self, tasks: Sequence[Task], when: str) -> None:
+        """Writes down what the model's most probable replies to held-out tasks are worth, by source. What was measured
+        "before" stays."""
+        file = self.bench.run / REWARDS
+        known = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+        if when == "before" and any(each["when"] == when for each in known):
+            return
+        wish = Wish(1, self.options.max_new_tokens, 0, is_greedy=True)
+        samples = roll(self.bench.model, dict(enumerate(tasks)), self.bench.tokenizer, wish, self.judges)
+        by_source: dict[str, list[float]] = {}
+        for sample in samples:
+            by_source.setdefault(tasks[sample.task].source, []).append(sample.reward)
+        line = {
+            "when": when,
+            "reward": float(np.mean([sample.reward for sample in samples])),
+            "tasks": len(samples),
+            "sources": {name: {"reward": float(np.mean(all_)), "tasks": len(all_)} for name, all_ in by_source.items()},
+        }
+        kept = [each for each in known if each["when"] != when]
+        file.write_text("".join(json.dumps(each) + "\n" for each in (*kept, line)), "utf-8")
+        self.bench.say(f"held out {when}: reward {line['reward']:.3f} of {len(samples)} tasks")
+
+    def _draw(self, number: int, first: int) -> Round:
+        """Draws until enough groups teach something, at most `tries` times, and writes the round down."""
+        options, chosen, rewards, ended = self.options, list[Drawn](), list[float](), 0
+        following, n_groups = first, 0
+        for _ in range(options.tries):
+            wanted = options.prompts - n_groups
+            numbers = [self._task(place) for place in range(following, following + wanted)]
+            following += wanted
+            wish = Wish(options.samples, options.max_new_tokens, self.bench.recipe.data.seed * 65_537 + number)
+            asked = {task: self.tasks[task] for task in dict.fromkeys(numbers)}
+            samples = roll(self.bench.model, asked, self.bench.tokenizer, wish, self.judges)
+            for at in range(0, len(samples), options.samples):
+                group = samples[at : at + options.samples]
+                rewards += [sample.reward for sample in group]
+                ended += sum(sample.ids[-1] in self.bench.tokenizer.stop_ids for sample in group)
+                advantages = gained([sample.reward for sample in group], normalise=options.normalise)
+                if any(advantages):
+                    n_groups += 1
+                    chosen += [Drawn(sample, gain) for sample, gain in zip(group, advantages, strict=True)]
+            if n_groups >= options.prompts:
+                break
+        order = np.random.Generator(np.random.Philox(key=[self.bench.recipe.data.seed, number])).permutation(
+            len(chosen)
+        )
+        parts = [[chosen[i] for i in part] for part in np.array_split(order, options.updates)]
+        drawn = Round([self._known(part) for part in parts], float(np.mean(rewards)), following)
+        self._write(number, drawn)
+        self.bench.say(
+            f"round {number}: reward {drawn.reward:.3f} of {len(rewards)} replies, {ended / len(rewards):.0%} ended, "
+            f"{n_groups} groups teach"
+        )
+        return drawn
+
+    def _task(self, place: int) -> int:
+        epoch, index = divmod(place, len(self.tasks))
+        seed = np.random.SeedSequence((self.bench.recipe.data.seed, epoch))
+        return int(np.random.Generator(np.random.Philox(seed)).permutation(len(self.tasks))[index])
+
+    @torch.no_grad()
+    def _known(self, part: list[Drawn]) -> list[Drawn]:
+        """The same replies with what this trainer and the base give them now."""
+        if not part:
+            return part
+        batch, chunk = self._batch(part, 0.0), self.bench.recipe.loss.chunk
+        old = self._by_sample(batch, reading(self.bench.model, batch, chunk), len(part))
+        base = old if self._base is None else self._by_sample(batch, reading(self._base, batch, chunk), len(part))
+        return [Drawn(each.sample, each.advantage, old[i], base[i]) for i, each in enumerate(part)]
+
+    def _by_sample(self, batch: RolloutBatch, read: Reading, n: int) -> list[tuple[float, ...]]:
+        owners = batch.samples.flatten()[read.learnt].tolist()
+        values: list[list[float]] = [[] for _ in range(n)]
+        for owner, value in zip(owners, read.log_probs.tolist(), strict=True):
+            values[owner].append(value)
+        return [tuple(each) for each in values]
+
+    def _batch(self, part: Sequence[Drawn], reward: float) -> RolloutBatch:
+        """Replies behind their tasks, in as many rows as they take; one padded row where there are none."""
+        recipe, config = self.bench.recipe, self.bench.config
+        width, text = recipe.batch.row_len, config.text
+        rows = _rows([len(self.tasks[d.sample.task].prompt.ids) + len(d.sample.ids) for d in part], width)
+        shape = (max(len(rows), 1), width)
+        ids = np.full(shape, config.pad_id, dtype=np.int64)
+        targets, positions, documents = ids.copy(), np.zeros_like(ids), np.full_like(ids, PADDING)
+        samples = np.full_like(ids, -1)
+        weights, told = np.zeros(shape, dtype=np.float32), np.zeros((4, *shape), dtype=np.float32)
+        routes = np.full((len(text.moe_layers), *shape, max(text.n_active_experts, 1)), -1, dtype=np.int64)
+        tiles, numbers = [], []
+        for b, row in enumerate(rows):
+            at = 0
+            for d, i in enumerate(row):
+                drawn = part[i]
+                prompt, sample = self.tasks[drawn.sample.task].prompt, drawn.sample
+                whole = [*prompt.ids, *sample.ids]
+                stop, first = at + len(whole), at + len(prompt.ids) - 1
+                answered = slice(first, stop - 1)  # from where the reply's tokens were chosen
+                ids[b, at:stop], positions[b, at:stop], documents[b, at:stop] = whole, np.arange(len(whole)), d
+                targets[b, at : stop - 1] = whole[1:]
+                weights[b, answered], samples[b, answered] = 1 / len(sample.ids), i
+                told[0, b, answered], told[3, b, answered] = sample.logprobs, drawn.advantage
+                if drawn.old:
+                    told[1, b, answered], told[2, b, answered] = drawn.old, drawn.base
+                if routes.shape[0]:
+                    routes[:, b, answered] = np.asarray(sample.routes).transpose(1, 0, 2)
+                tiles += [] if prompt.tiles is None else [prompt.tiles]
+                at = stop
+            numbers.append(tuple(part[i].sample.task for i in row))
+            positions[b, at:] = np.arange(width - at)
+        seen = torch.cat(tiles).mul(0.5).add(0.5).mul(255).round().byte() if tiles else _no_tiles(config)
+        batch = RolloutBatch(
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions),
+            documents=torch.from_numpy(documents),
+            targets=torch.from_numpy(targets),
+            weights=torch.from_numpy(weights),
+            tiles=seen,
+            n_tiles=len(seen),
+            pieces=tuple(numbers),
+            told=torch.from_numpy(told),
+            samples=torch.from_numpy(samples),
+            routes=torch.from_numpy(routes).flatten(1, 2),
+            reward=torch.tensor(reward),
+        )
+        moved = batch.to(self.bench.device)
+        assert isinstance(moved, RolloutBatch), "as it was"
+        return moved
+
+    def _file(self, number: int) -> Path:
+        return self.bench.run / ROUNDS / f"{number:06d}.json"
+
+    def _write(self, number: int, drawn: Round) -> None:
+        file = self._file(number)
+        file.parent.mkdir(exist_ok=True)
+        document = {
+            "reward": drawn.reward,
+            "following": drawn.following,
+            "parts": [
+                [asdict(each) | {"id": self.tasks[each.sample.task].id} for each in part] for part in drawn.parts
+            ],
+        }
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(document), "utf-8")
+        partial.replace(file)
+
+    def _read(self, number: int) -> Round:
+        file = self._file(number)
+        try:
+            document = json.loads(file.read_text("utf-8"))
+            parts = [[_drawn(each) for each in part] for part in document["parts"]]
+            return Round(parts, document["reward"], document["following"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{file}: cannot be read ({error}); its round is half learnt: go on from an older checkpoint"
+            ) from error
+
+
+def gained(rewards: Sequence[float], *, normalise: bool) -> list[float]:
+    """Returns by how much each reward of a group is above their mean, over their standard deviation if so wished."""
+    values = np.asarray(rewards, dtype=np.float64)
+    above = values - values.mean()
+    if normalise and above.any():
+        above /= values.std()
+    return [float(gain) for gain in above]
+
+
+def _rows(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Puts each into the first row that has room for it."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i, length in enumerate(lengths):
+        row = next((b for b, room in enumerate(left) if length <= room), None)
+        if row is None:
+            rows.append([])
+            left.append(width)
+            row = len(rows) - 1
+        rows[row].append(i)
+        left[row] -= length
+    return rows
+
+
+def _drawn(document: dict[str, Any]) -> Drawn:
+    sample = document["sample"]
+    routes = tuple(tuple(tuple(experts) for experts in token) for token in sample["routes"])
+    ids, logprobs = tuple(sample["ids"]), tuple(sample["logprobs"])
+    whole = Sample(sample["task"], ids, logprobs, routes, sample["reward"], sample["text"])
+    return Drawn(whole, document["advantage"], tuple(document["old"]), tuple(document["base"]))
+
+
+def _base(bench: Workbench) -> Llama:
+    """The base beside the model that trains."""
+    dtype = getattr(torch, bench.recipe.compute.dtype)
+    return load(bench.base, dtype=dtype, device=bench.device).requires_grad_(False)
+
+
+def _no_tiles(config: LlamaConfig) -> Tensor:
+    side = 1 if config.vision is None else config.vision.tile_size
+    return torch.zeros(0, 3, side, side, dtype=torch.uint8)

@@ -1,0 +1,197 @@
+"""Replies that were better than their group's become more probable; rounds are drawn again as they were."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puna.errors import ConfigError, PromptError
+from puna.model.transformer import Llama
+from puna.train.pack import DataState
+from puna.train.reinforce import REWARDS, ROUNDS, Grouped, RolloutBatch, begin, gained, reading
+from puna.train.tune import tune
+from puna.train.tune_recipe import TuneRecipe, from_dict
+from puna.train.workbench import Workbench, open_bench
+from puna.weights.checkpoint import load
+from tests.train.chat_lines import write_lines
+
+TASKS: list[dict[str, Any]] = [
+    {
+        "id": f"task{i}",
+        "source": ("odd", "even")[i % 2],
+        "messages": [{"role": "user", "content": f"sun {i}?"}],
+        "answer": {"kind": "format", "pattern": "[a-m].*"},
+    }
+    for i in range(6)
+]
+
+
+def silent(line: str) -> None:
+    """Nothing."""
+
+
+def recipe_of(tiny: Path, folder: Path, **reinforce: Any) -> TuneRecipe:
+    return from_dict(tables_of(tiny, folder, **reinforce))
+
+
+def tables_of(tiny: Path, folder: Path, **reinforce: Any) -> dict[str, Any]:
+    return {
+        "model": {"base": str(tiny)},
+        "data": {"chats": [str(write_lines(folder / "tasks.jsonl", TASKS))], "store": str(folder / "stores")},
+        "batch": {"rows": 2, "row_len": 80, "tiles": 0, "window": 8},
+        "objective": {"kind": "reinforce"},
+        "reinforce": {"prompts": 3, "samples": 4, "max_new_tokens": 6, **reinforce},
+        "optimizer": {"lr": 0.003, "weight_decay": 0.0, "momentum": 0.9, "clip_norm": 1.0}
+        | {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8},
+        "schedule": {"steps": 4, "warmup_steps": 1, "decay_steps": 1, "final_fraction": 0.1},
+        "compute": {"dtype": "float32", "compile": False, "threads": 1},
+        "loss": {"balance": 0.0, "chunk": 64},
+    }
+
+
+def length(reply: str, answer: object, tools: object) -> float:
+    """Worth more the shorter it is: something that always differs within a group."""
+    return 1 / (1 + len(reply))
+
+
+JUDGES = {"format": length}
+
+
+@pytest.fixture
+def bench(tiny: Path, tmp_path: Path) -> Workbench:
+    return open_bench(recipe_of(tiny, tmp_path, updates=2), tmp_path, silent)
+
+
+def batches_of(bench: Workbench, n: int, state: DataState | None = None) -> list[tuple[RolloutBatch, DataState]]:
+    feed = begin(bench, JUDGES).feed
+    with feed.opened(DataState() if state is None else state, 0, 1) as reader:
+        drawn = [reader.next() for _ in range(n)]
+    return [(batch, after) for batch, after in drawn if isinstance(batch, RolloutBatch)]
+
+
+def test_the_trainer_reads_a_round_as_the_engine_drew_it(bench: Workbench) -> None:
+    (batch, _), _ = batches_of(bench, 2)
+    engine, old, base, _ = batch.told.flatten(1)[:, batch.weights.flatten() > 0]
+    assert len(old) > 0
+    # Two ways to compute attention, in float32.
+    torch.testing.assert_close(engine, old, rtol=0, atol=2e-5)
+    assert torch.equal(old, base)  # no divergence is asked for
+
+
+def test_with_routes_replayed_the_first_batch_has_ratios_of_exactly_one(bench: Workbench) -> None:
+    (batch, _), _ = batches_of(bench, 2)
+    with torch.enable_grad():
+        again = reading(bench.model, batch, 64)
+    assert torch.equal(again.log_probs, batch.told[1].flatten()[again.learnt])
+    loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)
+    found = loss(batch, loss.total(batch))
+    assert found.metrics["clipped"].item() == 0
+    gains = batch.told[3] * batch.weights * (batch.told[1] - batch.told[0]).exp()
+    torch.testing.assert_close(found.total, -gains.sum() / batch.weights.sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_go_where_they_are_sent(bench: Workbench) -> None:
+    (batch, _), _ = batches_of(bench, 2)
+    elsewhere = torch.where(batch.routes < 0, batch.routes, (batch.routes + 1) % bench.config.text.n_experts)
+    plain = reading(bench.model, batch, 64)
+    sent = RolloutBatch(**{name: getattr(batch, name) for name in batch.__dataclass_fields__} | {"routes": elsewhere})
+    moved = reading(bench.model, sent, 64)
+    assert not torch.allclose(plain.log_probs, moved.log_probs, atol=1e-4)
+
+
+def test_what_is_better_becomes_more_probable_by_both_ratios(tiny: Path, tmp_path: Path) -> None:
+    for level in ("token", "sequence"):
+        bench = open_bench(recipe_of(tiny, tmp_path, level=level, clip_low=9.0, clip_high=9.0), tmp_path, silent)
+        bench.model.requires_grad_(True)
+        ((batch, _),) = batches_of(bench, 1)
+        loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)
+        optimizer = torch.optim.SGD(bench.model.parameters(), lr=0.05)
+        gains = []
+        for _ in range(3):
+            found = loss(batch, loss.total(batch))
+            optimizer.zero_grad()
+            found.total.backward()
+            optimizer.step()
+            gains.append(-found.total.item())
+        assert gains[0] < gains[1] < gains[2], level
+
+
+def test_a_round_is_drawn_again_as_it_was_and_read_where_it_is_half_learnt(bench: Workbench) -> None:
+    drawn = batches_of(bench, 4)
+    again = batches_of(bench, 2, drawn[1][1])
+    assert torch.equal(again[0][0].ids, drawn[2][0].ids) and torch.equal(again[0][0].told, drawn[2][0].told)
+    assert again[1][1] == drawn[3][1]
+    with torch.no_grad():
+        bench.model.norm.weight.mul_(1.5)  # half a round later the weights are others
+    ((half, _),) = batches_of(bench, 1, drawn[2][1])
+    assert torch.equal(half.told, drawn[3][0].told) and torch.equal(half.routes, drawn[3][0].routes)
+    lines = json.loads((bench.run / ROUNDS / "000000.json").read_text())
+    assert {"id", "advantage", "old", "base", "sample"} == set(lines["parts"][0][0])
+
+
+def test_groups_whose_replies_are_worth_the_same_teach_nothing(bench: Workbench) -> None:
+    assert gained([1.0, 1.0, 1.0], normalise=True) == [0.0, 0.0, 0.0]
+    assert gained([0.0, 1.0], normalise=True) == [-1.0, 1.0]
+    assert gained([0.0, 1.0], normalise=False) == [-0.5, 0.5]
+    feed = begin(bench, {"format": lambda reply, answer, tools: 0.0}).feed
+    with feed.opened(DataState(), 0, 1) as reader:
+        batch, _ = reader.next()
+    loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)
+    assert loss.total(batch).item() == 0 and loss(batch, loss.total(batch)).total.item() == 0
+
+
+def test_a_run_that_was_paused_ends_with_the_same_weights(tiny: Path, tmp_path: Path) -> None:
+    def run(name: str, *stops: int) -> Llama:
+        for steps in (*stops, 4):
+            tables = tables_of(tiny, tmp_path, updates=2)
+            tables["data"]["held_out"] = tables["data"]["chats"][0]
+            tables["checkpoint"] = {"every_steps": 1, "every_seconds": 0}
+            outcome = tune(from_dict(tables), tmp_path / name, _Until(steps))
+            assert outcome.finished == (steps == 4)
+        return load(tmp_path / name / "model", dtype=torch.float32)
+
+    whole, paused = run("whole"), run("paused", 3)
+    for (name, one), (_, other) in zip(whole.named_parameters(), paused.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    lines = [json.loads(line) for line in (tmp_path / "paused" / REWARDS).read_text().splitlines()]
+    assert [line["when"] for line in lines] == ["before", "after"] and set(lines[0]["sources"]) == {"odd", "even"}
+
+
+class _Until:
+    """Says nothing, and asks for a pause when a step is told."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, line: str) -> None:
+        if line.startswith(f"step {self.step}/") and self.step < 4:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "named"),
+    [
+        ("batch", "accumulate", 2, "batch.accumulate: 2"),
+        ("batch", "row_len", 16, "batch.row_len: 16"),
+        ("reinforce", "samples", 1, "reinforce.samples"),
+        ("reinforce", "level", "word", "reinforce.level"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(
+    tiny: Path, tmp_path: Path, table: str, key: str, value: object, named: str
+) -> None:
+    tables = tables_of(tiny, tmp_path)
+    tables[table][key] = value
+    with pytest.raises(ConfigError, match=named):
+        begin(open_bench(from_dict(tables), tmp_path, silent))
+
+
+def test_a_line_without_an_answer_is_named(tiny: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny, tmp_path)
+    line = {name: value for name, value in TASKS[0].items() if name != "answer"}
+    write_lines(tmp_path / "tasks.jsonl", [TASKS[0], line])
+    with pytest.raises(PromptError, match=r"line 2: answer is None"):
+        begin(open_bench(recipe, tmp_path, silent))
