@@ -14,7 +14,7 @@ from PIL import Image
 from puna.train import chats, lessons, wordings
 from puna.train.corpus import Picture, write_records
 from puna.train.drawings import Fonts
-from puna.train.lessons import KINDS, Facts, compose
+from puna.train.lessons import KINDS, Facts, compose, prefer
 from puna.train.questions import LANGUAGES
 from puna.train.sources import Emoji
 
@@ -88,6 +88,14 @@ def test_the_reply_is_what_the_answer_accepts(facts: Facts) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_tasks_end_with_the_question(facts: Facts) -> None:
     assert all(record["messages"][-1]["role"] in ("user", "tool") for record in records(facts, "tasks"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_preference_has_two_different_replies(facts: Facts) -> None:
+    write_records(facts.folder / "preferences.jsonl", list(prefer(Random(0), facts, 60)))
+    found = list(chats.read(facts.folder / "preferences.jsonl"))
+    assert len(found) == 60
+    assert all(chat.chosen and chat.rejected and chat.chosen != chat.rejected for chat in found)
 
 
 @pytest.mark.usefixtures("undrawn")

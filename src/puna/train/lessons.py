@@ -5,6 +5,7 @@ with the pictures that they show:
 
     lessons.jsonl            to learn from
     tasks.jsonl              to practise on: the same kinds, other items, without the reply
+    preferences.jsonl        a better and a worse reply: the right one, and one to another question of the same kind
     lessons_held_out.jsonl   to be measured by, without the reply: objects, stories, drawings, cities, tools and harmful
                              requests of which no lesson and no task tells
 
@@ -62,11 +63,12 @@ HELD_OUT_SHARE = 0.25  # of cities, tools and names: the last ones of each list
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LessonPlan:
-    """How many chats to make: to learn from, to practise on, and held out."""
+    """How many chats to make: to learn from, to practise on, to prefer a reply in, and held out."""
 
     seed: int
     lessons: int
     tasks: int
+    preferences: int
     held_out: int
 
 
@@ -131,7 +133,7 @@ Compose = Callable[[Random, Facts], Lesson]
 def write_lessons(
     sources: Sources, plan: LessonPlan, held_out: Iterable[str], corpus: Path, folder: Path
 ) -> dict[str, dict[str, int]]:
-    """Writes the three files into `folder`, over the corpus in `corpus`, and returns the chats of each by kind.
+    """Writes the four files into `folder`, over the corpus in `corpus`, and returns the chats of each by kind.
 
     `held_out` are the codes of the emoji that the corpus never shows.
     """
@@ -141,6 +143,7 @@ def write_lessons(
     for file, split, n_chats in (
         ("lessons", "lessons", plan.lessons),
         ("tasks", "tasks", plan.tasks),
+        ("preferences", "preferences", plan.preferences),
         ("lessons_held_out", "held_out", plan.held_out),
     ):
         told = "held_out" if split == "held_out" else "train"
@@ -154,7 +157,8 @@ def write_lessons(
             split=split,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        records = list(compose(Random(f"{plan.seed} {split}"), facts, n_chats))
+        make = prefer if split == "preferences" else compose
+        records = list(make(Random(f"{plan.seed} {split}"), facts, n_chats))
         write_records(folder / f"{file}.jsonl", records)
         counts[file] = dict(Counter(str(record["source"]) for record in records))
     return counts
@@ -166,6 +170,20 @@ def compose(rng: Random, facts: Facts, n_chats: int) -> Iterable[dict[str, objec
     for number, composer in enumerate(composers):
         lesson = composer(rng, facts)
         yield lesson.record(f"{facts.split}-{lesson.source}-{number}", with_reply=facts.split == "lessons")
+
+
+def prefer(rng: Random, facts: Facts, n_chats: int) -> Iterable[dict[str, object]]:
+    """`n_chats` preferences: the reply of a lesson, and that of another one of its kind, which says something else.
+
+    So the worse one names another thing, counts otherwise, speaks another language or calls with other arguments.
+    """
+    composers = rng.choices(list(KINDS), weights=list(KINDS.values()), k=n_chats)
+    for number, composer in enumerate(composers):
+        lesson = other = composer(rng, facts)
+        while other.source != lesson.source or other.reply == lesson.reply:
+            other = composer(rng, facts)
+        record = lesson.record(f"{facts.split}-{lesson.source}-{number}", with_reply=False)
+        yield {"prompt": record.pop("messages"), **record, "chosen": lesson.reply, "rejected": other.reply}
 
 
 def read_pages(file: Path) -> list[tuple[str, Picture, str]]:
