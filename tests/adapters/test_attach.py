@@ -19,7 +19,7 @@ from puna.model.mask import Packed
 from puna.model.transformer import Llama, set_parameter
 from puna.quant import swap
 from tests.adapters.toys import EVERYTHING, adapter_for
-from tests.reference.tiny import random_ids, random_model
+from tests.reference.tiny import random_ids, random_model, tiny_config
 
 IDS = random_ids(12, seed=0)
 KEY = "layers.0.attention.key.weight"
@@ -61,6 +61,19 @@ def test_each_kind_of_map_with_an_adapter_gives_what_merged_weights_give(
     merge(model, adapter)
     torch.testing.assert_close(adapted, logits(model), rtol=1e-4, atol=1e-5)
     assert (adapted - base).abs().max() > 1e-2
+
+
+def test_tower_and_projector_with_an_adapter_give_what_merged_weights_give() -> None:
+    config = tiny_config()
+    model, tiles = random_model(config), torch.rand(2, 3, 16, 16) * 2 - 1
+    adapter = adapter_for(config, Spec(rank=3, targets=frozenset({"vision", "projector"})))
+    base = model.embed_tiles(tiles)
+    attach(model, adapter)
+    adapted = model.embed_tiles(tiles)
+    detach(model)
+    merge(model, adapter)
+    torch.testing.assert_close(adapted, model.embed_tiles(tiles), rtol=1e-4, atol=1e-5)
+    assert (adapted - base).abs().max() > 1e-3
 
 
 def test_few_experts_with_an_adapter_give_what_merged_weights_give(model: Llama, config: LlamaConfig) -> None:

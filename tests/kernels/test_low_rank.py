@@ -52,6 +52,12 @@ def test_each_row_gets_the_correction_of_its_group_and_rows_of_none_get_none() -
         torch.testing.assert_close(got[i], wanted)
 
 
+def test_rows_that_lie_by_group_already_stay_where_they_are() -> None:
+    assert grouped(torch.tensor([0, 0, 2]), 3).rows is None
+    for keys in ([0, 2, 0], [-1, 0, 0], [2, 2, -1]):
+        assert grouped(torch.tensor(keys), 3).rows is not None
+
+
 def test_a_batch_in_which_nobody_has_a_correction_stays_as_it_is() -> None:
     y = torch.randn(2, 3)
     none = grouped(torch.tensor([-1, -1]), 3)

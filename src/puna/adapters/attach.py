@@ -49,7 +49,7 @@ class LowRank(nn.Module):
         groups = Groups(None, slots.ends)
         if self.group_of is not None:
             groups = low_rank.grouped(self.group_of[low_rank.expert_of_slots(slots)], len(self.a))
-        return low_rank.correct(x, y, self.a, self.b, groups, self.scale)
+        return low_rank.correct(x, y, self.a.to(x.dtype), self.b.to(x.dtype), groups, self.scale)
 
 
 class AdaptedLinear(Adapted):
@@ -62,7 +62,7 @@ class AdaptedLinear(Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.weight_factors
-        return low_rank.linear(x, self.base(x), own.a, own.b, own.scale)
+        return low_rank.linear(x, self.base(x), own.a.to(x.dtype), own.b.to(x.dtype), own.scale)
 
 
 class AdaptedExperts(Adapted):

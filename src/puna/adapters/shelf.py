@@ -49,16 +49,16 @@ class Shelf:
             for parameter in adapter:
                 _check(model, name, parameter)
         self._tables: dict[tuple[int | None, ...], Tensor] = {}  # one for all maps that the same adapters correct alike
-        gain, sets = model.norm.weight, list(adapters.values())
+        like, sets = _numbers(model.norm.weight), list(adapters.values())
         for path in dict.fromkeys(parameter.rpartition(".")[0] for each in sets for parameter in each):
             part = model.get_submodule(path)
             of = {leaf: [each.get(f"{path}.{leaf}") for each in sets] for leaf in ("weight", "gate_up", "down")}
             if any(of["weight"]):
-                self.linears[part] = self._stack(of["weight"], None, gain)
+                self.linears[part] = self._stack(of["weight"], None, like)
             else:
                 n_experts = frozen.n_experts(part.gate_up)  # type: ignore[arg-type]
                 gate_up, down = (
-                    self._stack(of[leaf], n_experts, gain) if any(of[leaf]) else None for leaf in ("gate_up", "down")
+                    self._stack(of[leaf], n_experts, like) if any(of[leaf]) else None for leaf in ("gate_up", "down")
                 )
                 self.experts[part] = gate_up, down
 
@@ -129,6 +129,12 @@ def _correct(stack: Stack | None, rows: Tensor, experts: Tensor) -> Correct:
         return low_rank.correct(x, y, stack.a, stack.b, low_rank.grouped(of_slots, len(stack.a)))
 
     return correct
+
+
+def _numbers(gain: Tensor) -> Tensor:
+    """Returns an example of the numbers that factors are kept in: on a processor float32, whose small products cost a
+    tenth of those in bfloat16; else the model's own."""
+    return gain.detach().float() if gain.device.type == "cpu" else gain.detach()
 
 
 def _widened(factors: Factors, rank: int) -> Factors:

@@ -2,7 +2,7 @@
 
 In: what maps read and gave, factors, and which row has which (`Groups`). Out: what the maps give with the corrections.
 y = W x + scale * b (a x), for dense maps and, expert by expert, for routed ones. Differentiable in activations and
-factors. Everything runs in the dtype of the activations, whatever the factors are kept in.
+factors. Corrections are computed in the dtype of the factors and added in that of what they correct.
 Not here: whose factors these are and where they come from (`adapters`), files (`weights.peft`).
 Source: LoRA, arXiv 2106.09685 section 4.1.
 """
@@ -49,25 +49,27 @@ Correct = Callable[[Tensor, Tensor, Slots], Tensor]
 
 def grouped(keys: Tensor, n_groups: int) -> Groups:
     """Returns the groups of rows whose numbers are `keys` int64 [R]; rows of a negative number are in none."""
-    order = keys.argsort(stable=True)
     counts = torch.bincount(keys[keys >= 0], minlength=n_groups)  # M
     ends = counts.cumsum(0).to(torch.int32)
-    return Groups(order[len(keys) - int(ends[-1]) :], ends)
+    n_none = len(keys) - int(ends[-1])
+    if n_none == 0 and (keys[1:] >= keys[:-1]).all():
+        return Groups(None, ends)
+    return Groups(keys.argsort(stable=True)[n_none:], ends)
 
 
 def correct(x: Tensor, y: Tensor, a: Tensor, b: Tensor, groups: Groups, scale: float = 1.0) -> Tensor:
     """Returns y [R out] with scale * b[g] a[g] x added in each row of group g. x [R in], a [M r in], b [M out r]."""
-    rows = x if groups.rows is None else x[groups.rows]
+    rows = (x if groups.rows is None else x[groups.rows]).to(a.dtype)
     if not len(rows):
         return y
-    inner = grouped_linear(rows, a.to(x.dtype), groups.ends) * scale  # S r
-    added = grouped_linear(inner, b.to(x.dtype), groups.ends)  # S out
+    inner = _product(rows, a, groups.ends) * scale  # S r
+    added = _product(inner, b, groups.ends).to(y.dtype)  # S out
     return y + added if groups.rows is None else y.index_add(0, groups.rows, added)
 
 
 def linear(x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """Returns y [.. out] with scale * b a x added in every row. x [.. in], a [r in], b [out r]."""
-    return y + F.linear(F.linear(x, a.to(x.dtype)) * scale, b.to(x.dtype))
+    return y + F.linear(F.linear(x.to(a.dtype), a) * scale, b).to(y.dtype)
 
 
 def routed_experts(
@@ -101,3 +103,7 @@ def expert_of_slots(slots: Slots) -> Tensor:
     """Returns the expert that each slot belongs to, int64 [S], free ones included."""
     places = torch.arange(slots.n_slots, device=slots.ends.device, dtype=slots.ends.dtype)
     return torch.bucketize(places, slots.ends, right=True)
+
+
+def _product(x: Tensor, factors: Tensor, ends: Tensor) -> Tensor:
+    return F.linear(x, factors[0]) if len(factors) == 1 else grouped_linear(x, factors, ends)

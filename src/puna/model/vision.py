@@ -90,7 +90,7 @@ class VisionTower(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         I, _, _, _ = sizes(tiles, f"I 3 {self.config.tile_size} {self.config.tile_size}")
-        x = self.patch(cut_patches(tiles, self.config.patch_size).to(self.patch.weight.dtype))  # I P W
+        x = self.patch(cut_patches(tiles, self.config.patch_size).to(self.class_token.dtype))  # I P W
         x = torch.cat([x, self.class_token.expand(I, 1, -1)], dim=1) + self.positions  # I P+1 W
         rotation = Rotation(*(part.to(x.device) for part in vision_rotation(self.config)))
         x = self.norm_before(x)
