@@ -1,6 +1,9 @@
 """Tuning ends with the same bits however it was interrupted, and leaves what people run: a model, an adapter."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from puna.train.tune import HELD_OUT, tune
 from puna.train.tune_recipe import TuneRecipe, from_dict
 from puna.weights import peft
 from puna.weights.checkpoint import load, open_config
+from tests.reference.ranks import Ranks
 from tests.reference.tiny import read_whole
 from tests.train.chat_lines import CHATS, PAIRS, write_lines
 
@@ -67,10 +71,10 @@ def silent(line: str) -> None:
     """Progress that nobody reads."""
 
 
-def last_bits(run: Path) -> dict[str, str]:
+def last_bits(run: Path, steps: int = 4) -> dict[str, str]:
     """Returns the hashes of the state behind the last step."""
     ((step, home),) = checkpoints(run)
-    assert step == 4
+    assert step == steps
     files: dict[str, str] = json.loads((home / "state.json").read_text("utf-8"))["files"]
     return {name: digest for name, digest in files.items() if name.endswith(".distcp")}
 
@@ -98,6 +102,24 @@ def test_a_run_that_crashed_ends_with_the_same_bits(tables: Tables, tmp_path: Pa
     assert last_bits(tmp_path / "whole") == last_bits(tmp_path / "broken")
     a, b = lines(tmp_path / "whole"), lines(tmp_path / "broken")
     assert [each["loss"] for each in a] == [each["loss"] for each in b] and a[-1]["loss"] < a[0]["loss"]
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_ends_with_the_same_bits(tables: Tables, tmp_path: Path) -> None:
+    tables |= {"schedule": tables["schedule"] | {"steps": 30}}
+    code = "import json, sys; from puna.train.tune import tune; from puna.train.tune_recipe import from_dict; "
+    code += "tune(from_dict(json.loads(sys.argv[1])), sys.argv[2], lambda line: None)"
+    command = [sys.executable, "-c", code, json.dumps(tables)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    for n_lines in (5, 17):
+        process = subprocess.Popen([*command, str(tmp_path / "broken")])
+        log = tmp_path / "broken" / LOG
+        while process.poll() is None and (not log.is_file() or log.read_text("utf-8").count("\n") < n_lines):
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() != 0, "it was done before it could be killed"
+    subprocess.run([*command, str(tmp_path / "broken")], check=True)
+    assert last_bits(tmp_path / "whole", 30) == last_bits(tmp_path / "broken", 30)
 
 
 def test_tuning_all_weights_leaves_a_model_and_its_records(tables: Tables, tiny: Path, tmp_path: Path) -> None:
@@ -220,3 +242,25 @@ def test_where_a_run_is_watched_does_not_change_what_it_is(tables: Tables) -> No
         return recipe.digest
 
     assert digest() == digest(drift={"every_steps": 5}) != digest(lora={"rank": 2})
+
+
+def tuned(tables: Tables, run: str) -> bool:
+    """Tunes here, on a rank or alone, to the end."""
+    return tune(from_dict(tables), run, silent).finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["preference", "supervised"])
+def test_two_ranks_that_read_different_pairs_tune_as_one(
+    tables: Tables, tmp_path: Path, two_ranks: Ranks, kind: str
+) -> None:
+    tables["compute"]["dtype"] = "float32"
+    tables["batch"] |= {"rows": 1, "accumulate": 2}
+    tables["optimizer"]["lr"] = 1e-3
+    tables = with_lora(with_pairs(tables, tmp_path) if kind == "preference" else tables)
+    assert tuned(tables, str(tmp_path / "one"))
+    assert all(two_ranks.run(tuned, tables | {"parallel": {"replicate": 2}}, str(tmp_path / "two")))
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    for name in ("loss", "grad_norm", "tokens", "max_load", *(["margin"] if kind == "preference" else [])):
+        assert [each[name] for each in two] == pytest.approx([each[name] for each in one], rel=1e-3, abs=1e-5), name
+    assert (tmp_path / "two" / "model" / "config.json").is_file()

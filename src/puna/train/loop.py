@@ -144,11 +144,13 @@ def settle(recipe: RunRecipe) -> None:
 
 
 class Team(NamedTuple):
-    """The processes of a run. mesh: None for one alone. group: for words beside the numbers of training."""
+    """The processes of a run. mesh: None for one alone. group: for words beside the numbers of training. saving: for
+    checkpoints, which are written beside the steps: in one group words of both would wait for each other."""
 
     mesh: Mesh | None
     group: ProcessGroup | None
     is_first: bool
+    saving: ProcessGroup | None = None
 
     @classmethod
     def of(cls, recipe: RunRecipe, config: LlamaConfig) -> "Team":
@@ -156,7 +158,8 @@ class Team(NamedTuple):
         if recipe.parallel.world == 1:
             return cls(None, None, is_first=True)
         mesh = join(recipe, config, recipe.compute.device)
-        return cls(mesh, distributed.new_group(backend="gloo", timeout=PATIENCE), distributed.get_rank() == 0)
+        words, saving = (distributed.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
+        return cls(mesh, words, distributed.get_rank() == 0, saving)
 
     def begin(self, recipe: Recipe, config: LlamaConfig) -> tuple[TrainingState, Update]:
         """Returns the state before the first step, and what changes it."""
@@ -355,7 +358,7 @@ class Steps:
         self._note_energy()
         if self.saving is not None:
             self.saving.wait()
-        self.saving = save(self.state, self.recipe, self.feed.digest, self.run_folder, self.team.group)
+        self.saving = save(self.state, self.recipe, self.feed.digest, self.run_folder, self.team.saving)
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def _note_energy(self) -> None:

@@ -29,7 +29,7 @@ from puna.train.pack import DataState, PackedFeed
 from puna.train.state import TrainingState, first_state, trained
 from puna.train.store import Progress
 from puna.train.tune_recipe import TuneRecipe
-from puna.train.update import ManyRanks, OneProcess, Update, on_ranks
+from puna.train.update import ManyRanks, OneProcess, Replicas, Update, on_ranks
 from puna.train.workbench import RowsOnHost, Workbench, add_factors, freeze, open_bench
 from puna.weights import peft
 from puna.weights.checkpoint import COMPANIONS, save_hf
@@ -56,19 +56,23 @@ def tune(recipe: TuneRecipe, run: str | Path, progress: Progress) -> Outcome:
     team = Team.of(recipe, bench.config)
     if not team.is_first:
         bench.say = _silent
-    if recipe.parallel.world > 1:
-        return _on_ranks(bench, team, progress)
+    if recipe.parallel.world > recipe.parallel.replicate:
+        return _divided(bench, team)
     state = _begun(bench)
-    exercise = _exercise(bench)
+    with team.first_alone():  # makes what the others then find
+        exercise = _exercise(bench)
     state.others = exercise.objective.tensors()
-    routing = _routing(bench, exercise.feed)
-    before = _held_out(bench, "before")
-    update = OneProcess(exercise.objective, state.optimizer, bench.device)
+    routing = _routing(bench, exercise.feed) if team.is_first else None
+    before = _held_out(bench, "before") if team.is_first else None
+    kind = OneProcess if team.mesh is None else Replicas
+    update = kind(exercise.objective, state.optimizer, bench.device)
     watch = None if routing is None else _watch(routing, recipe.drift.every_steps, bench.say)
     steps = Steps(recipe, state, update, exercise.feed, run, team, bench.say, recipe.objective.kind, watch)
     is_done = steps.run()
-    _account(bench, exercise.feed)
-    if is_done:
+    if team.is_first:
+        _account(bench, exercise.feed)
+    if is_done and team.is_first:
+        exercise.at_end()
         if routing is not None:
             bench.say(_line(routing.note(state.step)))
         if before is not None:
@@ -100,7 +104,7 @@ def _begun(bench: Workbench) -> TrainingState:
     )
 
 
-def _on_ranks(bench: Workbench, team: Team, progress: Progress) -> Outcome:
+def _divided(bench: Workbench, team: Team) -> Outcome:
     """Supervised tuning of all weights, divided as pre-training is. Routing and held-out texts are not measured."""
     recipe, run = bench.recipe, bench.run
     assert team.mesh is not None, "several ranks"
@@ -146,7 +150,7 @@ def _line(drift: Drift) -> str:
 
 def _held_out(bench: Workbench, when: str) -> dict[str, dict[str, float]] | None:
     """Measures held-out conversations, if there are any, and writes it down. What was measured "before" stays."""
-    if not bench.recipe.data.held_out:
+    if not bench.recipe.data.held_out or bench.recipe.objective.kind == "reinforce":  # which measures rewards
         return None
     file = bench.run / HELD_OUT
     known: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text("utf-8")) if file.is_file() else {}

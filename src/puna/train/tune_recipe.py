@@ -255,7 +255,7 @@ class TuneRecipe:
             ranks == self.parallel.replicate or plain,
             "parallel",
             self.parallel.product,
-            "one rank, but for supervised tuning of all weights",
+            "replicas alone, but for supervised tuning of all weights",
         )
         require(
             not self.compute.compile or plain,

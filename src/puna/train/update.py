@@ -57,23 +57,33 @@ class Update(Protocol):
 
 
 class OneProcess:
-    """The update of a whole model."""
+    """The update of a whole model by one process."""
 
     def __init__(self, loss: Objective, optimizer: Optimizer, device: torch.device | str) -> None:
         self.loss, self.optimizer, self.device = loss, optimizer, device
 
     def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen:
-        total = torch.stack([self.loss.total(batch) for batch in batches]).sum().clamp(min=1.0).to(self.device)
+        own = torch.stack([self.loss.total(batch) for batch in batches]).sum()
+        total = self.summed(own).clamp(min=1.0).to(self.device)
+        share = float(self.summed(torch.tensor(float(len(batches)))))
         losses: list[Loss] = []
+        wrong: list[str] = []
         for batch in batches:
-            part = self.loss(batch.to(self.device), total, share=1 / len(batches))
+            part = self.loss(batch.to(self.device), total, share=1 / share)
             part.total.backward()  # type: ignore[no-untyped-call]
             losses.append(part)
             if not math.isfinite(float(part.nll)):
-                raise _not_finite("loss", step, names(batch))
+                wrong += names(batch)
+        if wrong := self.of_all(wrong):
+            raise _not_finite("loss", step, wrong)
+        self.sum_gradients()
         norm = float(self.optimizer.step(lr_share))
         if not math.isfinite(norm):
-            raise _not_finite("gradient", step, [name for batch in batches for name in names(batch)])
+            raise _not_finite("gradient", step, self.of_all([name for batch in batches for name in names(batch)]))
+        return self.seen(batches, losses, total, norm)
+
+    def seen(self, batches: Sequence[Batch], losses: Sequence[Loss], total: Tensor, norm: float) -> Seen:
+        """Returns what the batches showed together."""
         return Seen(
             nats=sum(float(part.nll) * float(part.weight) for part in losses),
             weight=sum(float(part.weight) for part in losses),
@@ -85,6 +95,58 @@ class OneProcess:
             metrics={
                 name: sum(float(part.metrics[name]) for part in losses) / float(total) for name in losses[0].metrics
             },
+        )
+
+    def summed(self, own: Tensor) -> Tensor:
+        """Returns the sum over all processes: there is one."""
+        return own
+
+    def of_all(self, own: list[str]) -> list[str]:
+        """Returns what all processes name."""
+        return own
+
+    def sum_gradients(self) -> None:
+        """Gradients are those of all processes' batches already."""
+
+
+class Replicas(OneProcess):
+    """The update of a model of which every rank has the whole, and reads other batches than the others."""
+
+    def summed(self, own: Tensor) -> Tensor:
+        """Returns the sum over all ranks."""
+        total = own.detach().clone().to(self.device)
+        distributed.all_reduce(total)
+        return total
+
+    def of_all(self, own: list[str]) -> list[str]:
+        """Returns what all ranks name."""
+        return _of_all(own)
+
+    def sum_gradients(self) -> None:
+        """Adds up the gradients of all ranks, one after the other in the same order on each."""
+        for parameter in self.optimizer.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.all_reduce(parameter.grad)
+
+    def seen(self, batches: Sequence[Batch], losses: Sequence[Loss], total: Tensor, norm: float) -> Seen:
+        """Returns what the batches of all ranks showed together."""
+        own = super().seen(batches, losses, total, norm)
+        world = distributed.get_world_size()
+        values = [own.nats, own.weight, own.balance / world, own.tokens, own.tiles, *own.metrics.values()]
+        sums = self.summed(
+            torch.tensor([*values, *(own.load.flatten() / world).tolist()], dtype=torch.float64)
+        ).tolist()
+        n = len(values)
+        return Seen(
+            nats=sums[0],
+            weight=sums[1],
+            balance=sums[2],
+            load=torch.tensor(sums[n:]).view(own.load.shape),
+            tokens=round(sums[3]),
+            tiles=round(sums[4]),
+            grad_norm=norm,
+            metrics=dict(zip(own.metrics, sums[5:n], strict=True)),
         )
 
 
