@@ -2,15 +2,23 @@
 
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import puna
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 CRIA = Path(puna.__file__).parent / "assets" / "cria"
 MOST_LINES = 40
+
+
+@pytest.fixture(autouse=True)
+def deterministic_only_here() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
