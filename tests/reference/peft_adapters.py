@@ -15,9 +15,11 @@ import tests.reference.torchvision_on_cpu  # noqa: F401  (before anything import
 
 def answer(question: dict[str, object]) -> dict[str, object]:
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import Llama4ForCausalLM
+    from transformers import AutoConfig, Llama4ForCausalLM, Llama4ForConditionalGeneration
 
-    model = Llama4ForCausalLM.from_pretrained(question["model"], dtype=torch.float32, attn_implementation="eager")
+    sees = hasattr(AutoConfig.from_pretrained(question["model"]), "vision_config")
+    kind = Llama4ForConditionalGeneration if sees else Llama4ForCausalLM
+    model = kind.from_pretrained(question["model"], dtype=torch.float32, attn_implementation="eager")
     if "targets" in question:
         torch.manual_seed(0)
         config = LoraConfig(

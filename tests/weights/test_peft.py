@@ -227,10 +227,12 @@ def test_adapter_of_another_model_is_refused(tmp_path: Path, config: LlamaConfig
 
 
 @pytest.mark.slow  # asks PEFT, which lives in an environment of its own
-@pytest.mark.parametrize("experts", [None, {1: (0, 2), 3: (3,)}])
+@pytest.mark.parametrize("experts", [None, {1: (0, 2), 3: (3,)}], ids=["all experts", "few experts"])
+@pytest.mark.parametrize("sees", [False, True], ids=["text", "pictures"])
 def test_peft_reads_ours_and_gives_our_logits(
-    tmp_path: Path, config: LlamaConfig, experts: dict[int, tuple[int, ...]] | None
+    tmp_path: Path, config: LlamaConfig, experts: dict[int, tuple[int, ...]] | None, sees: bool
 ) -> None:
+    config = tiny_config() if sees else config
     model, adapter = random_model(config), adapter_for(config, Spec(rank=3, targets=FOR_PEFT, experts=experts))
     save_hf(model, config, tmp_path / "model")
     save(adapter, config, tmp_path / "adapter", base=str(tmp_path / "model"))
