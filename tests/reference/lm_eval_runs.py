@@ -1,7 +1,7 @@
 """lm-evaluation-harness on our slices: reads a question from standard input, writes the answer. See `referees`.
 
 Its tasks are taken as they are; only what they would download comes from a local folder. Questions:
-{"job": "choices" | "prompts" | "rolling", ...} with the arguments of the function of that name.
+{"job": "choices" | "chats" | "prompts" | "rolling", ...} with the arguments of the function of that name.
 """
 
 import contextlib
@@ -41,6 +41,26 @@ def choices(model: str, arguments: dict[str, Any], task: str, data: str, limit: 
         ]
         for name, rows in done["samples"].items()
     }
+
+
+def chats(arguments: dict[str, Any], task: str, data: str, limit: int) -> list[Any]:
+    """Returns the messages and the answer of each item of a task that is asked as a chat."""
+    from lm_eval import simple_evaluate
+
+    use_local(Path(data))
+    done = simple_evaluate(
+        model="local-chat-completions",
+        model_args=arguments,
+        tasks=[task],
+        task_manager=tasks_of(task),
+        num_fewshot=0,
+        limit=limit,
+        bootstrap_iters=0,
+        apply_chat_template=True,
+        gen_kwargs={"max_gen_toks": 64, "until": [], "do_sample": False},
+    )
+    rows = done["samples"][task]
+    return [[json.loads(row["arguments"][0][0][0]), row["resps"][0][0]] for row in rows]
 
 
 def prompts(tasks: dict[str, int], data: str, limit: int) -> dict[str, list[str]]:
@@ -95,5 +115,6 @@ def use_local(data: Path) -> None:
 if __name__ == "__main__":
     question = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
-        answer = {"choices": choices, "prompts": prompts, "rolling": rolling}[question.pop("job")](**question)
+        jobs = {"choices": choices, "chats": chats, "prompts": prompts, "rolling": rolling}
+        answer = jobs[question.pop("job")](**question)
     print(json.dumps(answer))

@@ -71,20 +71,23 @@ def replies(prompts: dict[str, Prompt]) -> dict[str, Any]:
     return {question.key: each for question, (each,) in LocalModel(cria()).answers(questions)}
 
 
-def compare(theirs: dict[str, list[dict[str, Any]]], n_items: int) -> str:
+def compare(theirs: dict[str, list[dict[str, Any]]], n_items: int, tolerance: float = TOLERANCE) -> str:
     """Asserts that our MMLU says of `n_items` what the harness says, one by one; returns what was compared."""
     task = TASKS["mmlu"]
     rows = {f"{name.removeprefix('mmlu_')}/{place}": row for name, of in theirs.items() for place, row in enumerate(of)}
     items = [item for item in task.items(slices()) if item.id in rows]
     assert len(items) == len(rows) == n_items
     ours = replies({item.id: task.prompt(item) for item in items})
-    worst = 0.0
+    worst, n_right = 0.0, [0, 0]
     for item in items:
         row, reply = rows[item.id], ours[item.id]
-        assert reply.details["logprobs"] == pytest.approx(row["logprobs"], abs=TOLERANCE), item.id
+        assert reply.details["logprobs"] == pytest.approx(row["logprobs"], abs=tolerance), item.id
         assert (task.score(item, reply.text).value == 1) is row["right"], item.id
         worst = max(worst, *(abs(a - b) for a, b in zip(reply.details["logprobs"], row["logprobs"], strict=True)))
-    return f"{n_items} items, {4 * n_items} log-likelihoods: at most {worst:.1e} nats apart, the same verdicts"
+        n_right = [n_right[0] + (task.score(item, reply.text).value == 1), n_right[1] + row["right"]]
+    assert n_right[0] / n_items == pytest.approx(n_right[1] / n_items, abs=1e-4)
+    score = f"the same verdicts, {n_right[0]} right"
+    return f"{n_items} items, {4 * n_items} log-likelihoods: at most {worst:.1e} nats apart, {score}"
 
 
 def test_mmlu_equals_lm_eval_through_transformers_item_by_item() -> None:
@@ -93,7 +96,10 @@ def test_mmlu_equals_lm_eval_through_transformers_item_by_item() -> None:
 
 
 def test_mmlu_equals_lm_eval_through_our_server_item_by_item(tmp_path: Path) -> None:
-    """One item of each scientific subject: the harness sends every prompt four times."""
+    """One item of each scientific subject: the harness sends every prompt four times and reads what is echoed.
+
+    Ours asks no server: `LocalModel` runs the same weights in this process, so only HTTP and batching are between.
+    """
     shutil.copy(CRIA / "config.json", tmp_path)
     document = json.loads((CRIA / "tokenizer.json").read_text("utf-8"))
     document["post_processor"] = BEGINS_TEXTS
@@ -109,9 +115,25 @@ def test_mmlu_equals_lm_eval_through_our_server_item_by_item(tmp_path: Path) -> 
     }
     question = {"job": "choices", "arguments": arguments, "task": "mmlu_stem", "data": str(slices()), "limit": 1}
     try:
-        print(compare(ask("lm_eval_runs", model="local-completions", **question), 19))
+        print(compare(ask("lm_eval_runs", model="local-completions", **question), 19, tolerance=1e-4))
     finally:
         server.stop()
+
+
+def test_lm_eval_chats_with_our_server() -> None:
+    """Its answers are those that the model gives in this process."""
+    server = Running(cria())
+    arguments = {"base_url": f"{server.url}/v1/chat/completions", "model": MODEL, "max_retries": 1}
+    question = {"job": "chats", "arguments": arguments, "task": "mmlu_pro_llama_biology", "data": str(slices())}
+    try:
+        told = ask("lm_eval_runs", **question, limit=2)
+    finally:
+        server.stop()
+    assert len(told) == 2
+    for messages, answer in told:
+        ours = cria().chat(messages, temperature=0.0, max_new_tokens=64)
+        assert answer == ours.text  # type: ignore[union-attr]
+    print(f"{len(told)} chats: {[answer[:60] for _, answer in told]}")
 
 
 def test_texts_of_several_windows_have_the_likelihood_that_lm_eval_finds() -> None:

@@ -22,8 +22,9 @@ from puna.guard import policy
 from puna.serve import apart, app
 from puna.serve.app import Settings
 from puna.serve.guarding import Guarding
+from puna.serve.orders import Begin, End
 from tests.reference.tiny import write_tiny_checkpoint
-from tests.serve.conftest import MODEL, Running, data_url, picture
+from tests.serve.conftest import MODEL, PATIENCE_SECONDS, Running, data_url, picture
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 GREEDY = {"model": MODEL, "temperature": 0, "max_tokens": 8, "messages": HELLO}
@@ -58,13 +59,13 @@ class Apart:
             self.error = error
 
     def join(self) -> None:
-        self._stepping.join(60)
+        self._stepping.join(PATIENCE_SECONDS)
         assert not self._stepping.is_alive(), "the model still runs for nobody"
         self.face.__exit__()
 
     def connect(self, asked: dict[str, Any]) -> socket.socket:
         body = json.dumps(asked).encode()
-        connection = socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), timeout=60)
+        connection = socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), timeout=PATIENCE_SECONDS)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         return connection
@@ -82,14 +83,14 @@ def parted(assistant: Assistant) -> Iterator[Apart]:
 def post(url: str, asked: dict[str, Any], path: str = "/v1/chat/completions") -> tuple[int, bytes]:
     request = urllib.request.Request(url + path, json.dumps(asked).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as reply:
             return reply.status, reply.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
 
 
 def wait_until(holds: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not holds():
         assert time.monotonic() < deadline, "it never comes about"
         time.sleep(0.01)
@@ -144,11 +145,11 @@ def test_a_request_whose_grammar_is_compiled_can_be_dropped(assistant: Assistant
     one, other = socket.socketpair()
     with one, other, contextlib.closing(apart._Inbox(one, assistant.prompter)) as inbox:
         _, options = assistant.prepare(HELLO, regex="[ab]{3}c")
-        begin = apart.Begin(7, assistant.prompt(HELLO), options)
-        for order in (begin, apart.End(7, None), begin._replace(number=8)):
+        begin = Begin(7, assistant.prompt(HELLO), options)
+        for order in (begin, End(7, None), begin._replace(number=8)):
             apart._send(other, apart._pickled(order))
         (begun,) = inbox.take(True) or ()
-        assert isinstance(begun, apart.Begin) and begun.number == 8
+        assert isinstance(begun, Begin) and begun.number == 8
         assert type(begun.options["grammar"]).__name__ == "Matcher"
         assert inbox.take(False) == []
         other.close()

@@ -63,6 +63,7 @@ def ranges(state: State) -> dict[str, dict[str, Any]]:
         "CompletionRequest.logprobs": top,
         "logit_bias": biases,
         "allowed_token_ids": {"minItems": 1, "items": token_id},
+        "stop_token_ids": {"items": token_id},
         "priority": {"minimum": -MAX_PRIORITY, "maximum": MAX_PRIORITY},
         "messages": {"minItems": 1, "maxItems": limits.max_messages},
         "input": {"minItems": 1, "maxItems": limits.max_choices},
