@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_train(commands)
     _add_tune(commands)
+    _add_synthesize(commands)
     _add_eval(commands)
     _add_guard(commands)
     _add_prune_guard(commands)
@@ -278,6 +279,23 @@ def _add_tune(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
 
 
+def _add_synthesize(commands: Any) -> None:
+    parser = _command(commands, "synthesize", _synthesize, "have a model write training data, or go on with it")
+    parser.add_argument("tasks", metavar="TASKS", nargs="+", help='chats in JSON lines with "answer", what is right')
+    parser.add_argument("--model", default="cria", help="a name, a folder or a hub id (default cria)")
+    parser.add_argument("--quantize", choices=("int4", "int8", "fp8"), help="smaller weights while it runs")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="conversations in JSON lines")
+    parser.add_argument("--n", type=int, default=4, help="replies to each task (default 4)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="of a reply (default 256)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="they are drawn at (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same replies (default 1)")
+    parser.add_argument("--least-reward", type=float, default=1.0, metavar="R", help="of what stays, 0..1 (default 1)")
+    parser.add_argument("--best", action="store_true", help="of each task only the best reply stays")
+    parser.add_argument(
+        "--against", metavar="PATH", type=Path, action="append", default=[], help="evaluation sets to keep out"
+    )
+
+
 def _add_prepare(commands: Any) -> None:
     parser = _command(commands, "prepare", _prepare, "choose the texts worth training on, or go on where it stopped")
     parser.add_argument(
@@ -386,18 +404,6 @@ def _add_bench(commands: Any) -> None:
     _add_machine(parser)
 
 
-def _add_protection(parser: argparse.ArgumentParser) -> None:
-    """Adds which protections stand around the model."""
-    parser.add_argument(
-        "--guard",
-        default="chatbot",
-        metavar="POLICY",
-        help="chatbot, visual_qa, coding_assistant, agent, off, or a file (default: chatbot)",
-    )
-    parser.add_argument(
-        "--guard-model", metavar="MODEL", help="Llama Guard to judge contents (default: phrases, which see little)"
-    )
-
 def _add_plan(commands: Any) -> None:
     parser = _command(commands, "plan", _plan, "say what a model takes of given machines: bytes, layout, speed, energy")
     parser.add_argument(
@@ -409,7 +415,7 @@ def _add_plan(commands: Any) -> None:
     parser.add_argument("--task", choices=("serve", "train", "tune"), default="serve", help="(default: serve)")
     parser.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of a sequence (default 8192)")
     parser.add_argument(
-        "--quantize", default="none", metavar="HOW", help="int4, int8, fp8, int4-experts, fp8-experts (default: none)"
+        "--batch", type=int, metavar="N", help="sequences at once (default 1); of a training's step (default 512)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also draw the plan as a page, FILE.html")
     serving = parser.add_argument_group("serving")
@@ -447,6 +453,18 @@ def _add_plan(commands: Any) -> None:
         "--kg-per-kwh", type=float, default=0.387, metavar="X", help="of the grid (default 0.387, as in the card)"
     )
 
+
+def _add_protection(parser: argparse.ArgumentParser) -> None:
+    """Adds which protections stand around the model."""
+    parser.add_argument(
+        "--guard",
+        default="chatbot",
+        metavar="POLICY",
+        help="chatbot, visual_qa, coding_assistant, agent, off, or a file (default: chatbot)",
+    )
+    parser.add_argument(
+        "--guard-model", metavar="MODEL", help="Llama Guard to judge contents (default: phrases, which see little)"
+    )
 
 
 def _add_making(parser: argparse.ArgumentParser) -> None:
@@ -831,6 +849,26 @@ def _tune(arguments: argparse.Namespace) -> None:
     read = tune_recipe.read(arguments.recipe, arguments.set)
     folder = arguments.folder or Path("runs", arguments.recipe.stem)
     _print_outcome(arguments, folder, tune.tune(read, folder, _say_progress))
+
+
+def _synthesize(arguments: argparse.Namespace) -> None:
+    from puna.train.synthesize import Order, synthesize
+
+    order = Order(
+        model=arguments.model,
+        tasks=tuple(arguments.tasks),
+        out=arguments.out,
+        quantize=arguments.quantize or "",
+        n=arguments.n,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        least_reward=arguments.least_reward,
+        best=arguments.best,
+        against=tuple(arguments.against),
+    )
+    made = synthesize(order, _say_progress)
+    _print(made._asdict(), arguments, f"{arguments.out}: {made.kept} of {made.replies} replies to {made.tasks} tasks")
 
 
 def _settle_threads() -> None:

@@ -238,7 +238,7 @@ class Rounds:
         known = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
         if when == "before" and any(each["when"] == when for each in known):
             return
-        wish = Wish(1, self.options.max_new_tokens, 0, is_greedy=True)
+        wish = Wish(1, self.options.max_new_tokens, 0, temperature=0.0)
         samples = roll(self.bench.model, dict(enumerate(tasks)), self.bench.tokenizer, wish, self.judges)
         by_source: dict[str, list[float]] = {}
         for sample in samples:

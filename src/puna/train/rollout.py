@@ -3,7 +3,7 @@
 In: a model with whatever weights it has now, tasks, a seed. Out: samples: their ids, what each token's log-probability
 was, where each token went, and what the reply is worth. The engine is made anew for each round, since what a cache
 remembers belongs to weights that are gone. Same weights, tasks and seed give the same samples.
-Tokens are drawn from the model's own distribution, without temperature or nucleus: the gradient is right for no other.
+Reinforcement draws at temperature 1 without a nucleus: its gradient is right for no other distribution.
 Not here: how a reply is judged (`rewards`), what is learnt (`reinforce`).
 """
 
@@ -49,12 +49,12 @@ class Sample:
 
 
 class Wish(NamedTuple):
-    """How replies are drawn: so many of each task, of at most `max_new_tokens`; greedy ones for measuring."""
+    """How replies are drawn: so many of each task, of at most `max_new_tokens`; at temperature 0 the most probable."""
 
     n: int
     max_new_tokens: int
     seed: int
-    is_greedy: bool = False
+    temperature: float = 1.0
 
 
 def read_tasks(
@@ -118,7 +118,7 @@ def _engine(model: Llama, longest: int, tokenizer: Tokenizer) -> Engine:
 
 def _request(task: Task, number: int, wish: Wish, tokenizer: Tokenizer) -> Request:
     sampling = Sampling(
-        temperature=0.0 if wish.is_greedy else 1.0,
+        temperature=wish.temperature,
         top_p=1.0,
         seed=(wish.seed * 1_000_003 + number) % 2**31,
         max_new_tokens=wish.max_new_tokens,
