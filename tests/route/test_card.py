@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from puna.cli import main
+from puna.eval.result import files_hash
+from puna.records import RECORDS, RESULTS, read_evaluations
 from puna.train.loop import train
 from puna.train.recipe import from_dict
 from puna.weights import hub
@@ -18,6 +20,13 @@ def test_crias_card_is_the_one_that_this_command_makes(capsys: pytest.CaptureFix
     """After a change of weights or records: puna card cria --out src/puna/assets/cria/README.md"""
     assert main(["card", "cria"]) == 0
     assert capsys.readouterr().out == (hub.resolve("cria") / "README.md").read_text("utf-8")
+
+
+def test_what_was_measured_was_measured_on_the_weights_that_ship() -> None:
+    """After a change of weights: scripts/cria-card DATA RUN"""
+    cria = hub.resolve("cria")
+    hashes = {each.model_hash for each in read_evaluations(cria / RECORDS / RESULTS)}
+    assert hashes == {files_hash(cria)}
 
 
 def test_crias_card_leaves_little_open(capsys: pytest.CaptureFixture[str]) -> None:
