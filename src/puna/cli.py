@@ -844,14 +844,16 @@ def _train_run(arguments: argparse.Namespace) -> None:
 
 def _tune(arguments: argparse.Namespace) -> None:
     _settle_threads()
+    from puna.eval import coding
     from puna.train import tune, tune_recipe
 
     read = tune_recipe.read(arguments.recipe, arguments.set)
     folder = arguments.folder or Path("runs", arguments.recipe.stem)
-    _print_outcome(arguments, folder, tune.tune(read, folder, _say_progress))
+    _print_outcome(arguments, folder, tune.tune(read, folder, _say_progress, {"code": coding.worth}))
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
+    from puna.eval import coding
     from puna.train.synthesize import Order, synthesize
 
     order = Order(
@@ -867,7 +869,7 @@ def _synthesize(arguments: argparse.Namespace) -> None:
         best=arguments.best,
         against=tuple(arguments.against),
     )
-    made = synthesize(order, _say_progress)
+    made = synthesize(order, _say_progress, {"code": coding.worth})
     _print(made._asdict(), arguments, f"{arguments.out}: {made.kept} of {made.replies} replies to {made.tasks} tasks")
 
 

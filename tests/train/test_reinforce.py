@@ -66,7 +66,8 @@ def bench(tiny: Path, tmp_path: Path) -> Workbench:
 
 
 def batches_of(bench: Workbench, n: int, state: DataState | None = None) -> list[tuple[RolloutBatch, DataState]]:
-    feed = begin(bench, JUDGES).feed
+    bench.judges = JUDGES
+    feed = begin(bench).feed
     with feed.opened(DataState() if state is None else state, 0, 1) as reader:
         drawn = [reader.next() for _ in range(n)]
     return [(batch, after) for batch, after in drawn if isinstance(batch, RolloutBatch)]
@@ -136,7 +137,8 @@ def test_groups_whose_replies_are_worth_the_same_teach_nothing(bench: Workbench)
     assert gained([1.0, 1.0, 1.0], normalise=True) == [0.0, 0.0, 0.0]
     assert gained([0.0, 1.0], normalise=True) == [-1.0, 1.0]
     assert gained([0.0, 1.0], normalise=False) == [-0.5, 0.5]
-    feed = begin(bench, {"format": lambda reply, answer, tools: 0.0}).feed
+    bench.judges = {"format": lambda reply, answer, tools: 0.0}
+    feed = begin(bench).feed
     with feed.opened(DataState(), 0, 1) as reader:
         batch, _ = reader.next()
     loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)

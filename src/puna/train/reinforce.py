@@ -20,7 +20,7 @@ http://joschu.net/blog/kl-approx.html.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +40,6 @@ from puna.train.next_token import Loss, RouterLosses
 from puna.train.objective import Exercise
 from puna.train.pack import PADDING, Batch, DataState
 from puna.train.recipe import LossRecipe
-from puna.train.rewards import Judge
 from puna.train.rollout import Sample, Task, Wish, read_tasks, roll
 from puna.train.tune_recipe import ReinforceRecipe
 from puna.train.workbench import Workbench
@@ -66,8 +65,8 @@ class RolloutBatch(Batch):
     reward: Tensor
 
 
-def begin(bench: Workbench, judges: Mapping[str, Judge] | None = None) -> Exercise:
-    """Returns the loss of groups over rounds of the recipe's tasks. `judges`: further kinds of answers.
+def begin(bench: Workbench) -> Exercise:
+    """Returns the loss of groups over rounds of the recipe's tasks.
 
     Raises ConfigError for a recipe that it cannot follow, PromptError for a line that it cannot read.
     """
@@ -79,7 +78,7 @@ def begin(bench: Workbench, judges: Mapping[str, Judge] | None = None) -> Exerci
     if recipe.parallel.world != 1:
         raise ConfigError(f"parallel: {recipe.parallel.product} cannot be with objective.kind reinforce; use one rank")
     style: ToolStyle = "json" if recipe.data.tool_style == "json" else "pythonic"
-    tasks = list(read_tasks(recipe.data.chats, bench.renderer, style, judges))
+    tasks = list(read_tasks(recipe.data.chats, bench.renderer, style, bench.judges))
     fitting = [task for task in tasks if len(task.prompt.ids) + options.max_new_tokens <= recipe.batch.row_len]
     if not fitting:
         raise ConfigError(
@@ -87,9 +86,9 @@ def begin(bench: Workbench, judges: Mapping[str, Judge] | None = None) -> Exerci
             "tokens; raise it"
         )
     (bench.run / "data.json").write_text(json.dumps({"tasks": len(tasks), "used": len(fitting)}) + "\n", "utf-8")
-    feed = Rounds(bench, fitting, judges)
+    feed = Rounds(bench, fitting)
     if recipe.data.held_out:
-        held_out = list(read_tasks((recipe.data.held_out,), bench.renderer, style, judges))
+        held_out = list(read_tasks((recipe.data.held_out,), bench.renderer, style, bench.judges))
         feed.measure(held_out, "before")
         return Exercise(Grouped(bench.model, options, recipe.loss), feed, lambda: feed.measure(held_out, "after"))
     return Exercise(Grouped(bench.model, options, recipe.loss), feed)
@@ -196,8 +195,8 @@ class Round(NamedTuple):
 class Rounds:
     """A `Feed`, and its reader: batches of replies drawn with the weights as they are."""
 
-    def __init__(self, bench: Workbench, tasks: Sequence[Task], judges: Mapping[str, Judge] | None) -> None:
-        self.bench, self.tasks, self.judges = bench, tasks, judges
+    def __init__(self, bench: Workbench, tasks: Sequence[Task]) -> None:
+        self.bench, self.tasks = bench, tasks
         self.options = bench.recipe.reinforce
         of = hashlib.sha256(bench.fingerprint.encode())
         for task in tasks:
@@ -239,7 +238,7 @@ class Rounds:
         if when == "before" and any(each["when"] == when for each in known):
             return
         wish = Wish(1, self.options.max_new_tokens, 0, temperature=0.0)
-        samples = roll(self.bench.model, dict(enumerate(tasks)), self.bench.tokenizer, wish, self.judges)
+        samples = roll(self.bench.model, dict(enumerate(tasks)), self.bench.tokenizer, wish, self.bench.judges)
         by_source: dict[str, list[float]] = {}
         for sample in samples:
             by_source.setdefault(tasks[sample.task].source, []).append(sample.reward)
@@ -263,7 +262,7 @@ class Rounds:
             following += wanted
             wish = Wish(options.samples, options.max_new_tokens, self.bench.recipe.data.seed * 65_537 + number)
             asked = {task: self.tasks[task] for task in dict.fromkeys(numbers)}
-            samples = roll(self.bench.model, asked, self.bench.tokenizer, wish, self.judges)
+            samples = roll(self.bench.model, asked, self.bench.tokenizer, wish, self.bench.judges)
             for at in range(0, len(samples), options.samples):
                 group = samples[at : at + options.samples]
                 rewards += [sample.reward for sample in group]

@@ -26,6 +26,7 @@ from puna.train.loop import Outcome, Steps, Team, settle
 from puna.train.objective import Exercise, Feed
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState, PackedFeed
+from puna.train.rewards import Judge
 from puna.train.state import TrainingState, first_state, trained
 from puna.train.store import Progress
 from puna.train.tune_recipe import TuneRecipe
@@ -44,15 +45,17 @@ _MODULES: Mapping[str, str] = {
 }
 
 
-def tune(recipe: TuneRecipe, run: str | Path, progress: Progress) -> Outcome:
+def tune(recipe: TuneRecipe, run: str | Path, progress: Progress, judges: Mapping[str, Judge] | None = None) -> Outcome:
     """Tunes until the last step, or until SIGTERM or SIGINT asks for a pause, and goes on where `run` has a checkpoint.
 
-    As `loop.train`, whose errors it raises, and those of `Workbench` and of the recipe's kind of exercise.
+    `judges`: further kinds of answers that `rewards` can check. As `loop.train`, whose errors it raises, and those of
+    `Workbench` and of the recipe's kind of exercise.
     """
     settle(recipe)
     run = Path(run)
     run.mkdir(parents=True, exist_ok=True)
     bench = open_bench(recipe, run, progress)
+    bench.judges = judges or {}
     team = Team.of(recipe, bench.config)
     if not team.is_first:
         bench.say = _silent

@@ -7,7 +7,8 @@ what it already knows) is measured on it, and afterwards whatever the run has re
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from puna.quant import swap
 from puna.train import difficulty, forward
 from puna.train.chat_store import Choices, store_chats
 from puna.train.pack import PADDING, PackedFeed, Packer
+from puna.train.rewards import Judge
 from puna.train.store import Progress, Store
 from puna.train.tune_recipe import TuneRecipe
 from puna.weights.checkpoint import load, open_config
@@ -48,6 +50,7 @@ class Workbench:
 
     base         its folder; fingerprint: 64 hexadecimal digits of its files
     model        with factors attached if there are any, in the dtype it trains in, on the recipe's device
+    judges       of kinds of answers that `rewards` does not know
     """
 
     recipe: TuneRecipe
@@ -58,6 +61,7 @@ class Workbench:
     tokenizer: Tokenizer
     model: Llama
     say: Progress
+    judges: Mapping[str, Judge] = field(default_factory=dict)
 
     @cached_property
     def renderer(self) -> Renderer:
