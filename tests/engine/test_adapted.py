@@ -186,11 +186,8 @@ def whole() -> Llama:
     return model
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [ON_TWO[1], *(pytest.param(layout, marks=pytest.mark.slow) for layout in (ON_TWO[0], ON_TWO[2]))],
-    ids=["expert", "tensor", "pipeline"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ON_TWO, ids=["tensor", "expert", "pipeline"])
 def test_two_ranks_with_adapters_answer_as_one_does(two_ranks: Ranks, layout: Layout) -> None:
     check_ranks(two_ranks, layout)
 
