@@ -15,7 +15,7 @@ from puna.card import memory
 from puna.card.memory import Scheme
 from puna.config import LlamaConfig, TextConfig
 from puna.plan.hardware import Cluster, Hardware, Numbers
-from puna.plan.shares import Serving, layers_of, served
+from puna.plan.shares import Serving, every_weight, layers_of, served
 
 MAX_STEP_TOKENS = 2048
 """Tokens of one forward, as `engine.MAX_STEP_TOKENS`."""
@@ -35,8 +35,8 @@ class Reached(NamedTuple):
 
 
 REACHED = Reached(read=0.8, multiply=0.6, link=0.7)
-"""Typical of large products and long streams. On a processor whose speeds were measured, products reach those (`here`).
-Source: docs/plan.md, which holds them against measurements and published figures."""
+"""Typical of large products and long streams of GPUs; of a processor, speeds are measured instead. docs/plan.md holds
+estimates against measurements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +185,16 @@ def _share(text: TextConfig, layout: Serving, stage: int) -> TextConfig:
     )
 
 
+def loading_bytes(config: LlamaConfig, scheme: Scheme, float_bytes: int = 2) -> int:
+    """Returns the most that a process holds while it loads a model whole: all weights, and the largest one twice, as it
+    is read and as it becomes; parameters are read one after the other (docs/decisions/006)."""
+    n_layers = config.text.n_layers
+    sizes = [(memory.weight_bytes(each, scheme, float_bytes, n_layers), each.size) for each in every_weight(config)]
+    largest = max(sizes, key=lambda each: each[1])
+    twice = largest[1] * float_bytes + (largest[0] if largest[0] < largest[1] * float_bytes else 0)
+    return sum(small for small, _ in sizes) + twice
+
+
 # Floors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -271,9 +281,11 @@ def _decode(
 
 def _phase(stages: list[tuple[float, float]], exchanged: float, hardware: Hardware, tokens: int, groups: int) -> Phase:
     """stages: seconds of reading and of multiplying of each, at full speed. `groups` go through them at a time."""
-    reached = REACHED._replace(multiply=0.9) if hardware.is_cpu else REACHED
     floor = sum(max(each) for each in stages)
-    real = sum(max(read / reached.read, multiply / reached.multiply) for read, multiply in stages) + exchanged
+    if hardware.is_cpu:  # its speeds were measured, so they can be reached; but its cores read or multiply, not both
+        real = sum(map(sum, stages)) + exchanged
+    else:
+        real = sum(max(read / REACHED.read, multiply / REACHED.multiply) for read, multiply in stages) + exchanged
     reads = sum(read for read, _ in stages) > sum(multiply for _, multiply in stages)
     bound = "links" if exchanged > real / 2 else "memory" if reads else "arithmetic"
     in_turn = groups * tokens

@@ -41,6 +41,7 @@ class Held:
     gathered      whole weights and gradients of the layers that are computed just now, and of embedding and head
     activations   what the passes keep as the layout says; activations_kept, activations_recomputed: without and with
                   `recompute`
+    backward      what the way back through one layer makes meanwhile, less gradients that do not exist yet
     update        what an update needs besides, its largest piece
     """
 
@@ -53,6 +54,7 @@ class Held:
     activations: int
     activations_kept: int
     activations_recomputed: int
+    backward: int
     update: int
 
     @property
@@ -62,15 +64,18 @@ class Held:
     @property
     def peak(self) -> int:
         """All at once at the worst moment: passes and update follow one another, a checkpoint goes along with both."""
-        return self.stays + self.saving + max(self.gathered + self.activations, self.update)
+        return self.stays + self.saving + max(self.gathered + self.activations + self.backward, self.update)
 
     def parts(self) -> dict[str, int]:
         """Returns the bars of a drawing; they add up to `peak`."""
         held = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
         held["checkpoint"] = self.saving
-        if self.gathered + self.activations >= self.update:
-            return held | {"gathered": self.gathered, "activations": self.activations}
-        return held | {"update": self.update}
+        if self.gathered + self.activations + self.backward < self.update:
+            return held | {"update": self.update}
+        held |= {"gathered": self.gathered, "activations": self.activations}
+        if self.backward < 0:
+            return held | {"gradients": self.gradients + self.backward}
+        return held | {"way back": self.backward}
 
 
 def ranks(job: Job, kept: Kept) -> Iterator[Held]:
@@ -89,6 +94,8 @@ def rank(job: Job, kept: Kept, stage: int, member: int) -> Held:
     moments = sum(each.kept * each.times * (1 if _is_muons(each.weight, job) else 2) for each in weights)
     own_bytes = n * (itemsize if layout.world == 1 else MASTER)
     with_all, with_inputs = _activations(job, kept, stage)
+    is_only = job.accumulate == layout.readers  # batch of the step: gradients come as its activations go
+    largest = max(kept.layer(layer) for layer in layers_of(job.config.text.n_layers, layout.pipeline, stage))
     return Held(
         rank=stage * layout.replicate * layout.team + member,
         weights=own_bytes,
@@ -99,6 +106,7 @@ def rank(job: Job, kept: Kept, stage: int, member: int) -> Held:
         activations=with_inputs if layout.recompute and layout.world > 1 else with_all,
         activations_kept=with_all,
         activations_recomputed=with_inputs,
+        backward=largest - (own_bytes if is_only else 0),
         update=_update(weights, job),
     )
 
@@ -148,15 +156,13 @@ def _gathered(weights: list[Part], itemsize: int, is_stage: bool) -> int:
 def _update(weights: list[Part], job: Job) -> int:
     """The largest of what `train.optim.Optimizer.step` makes at a time. Muon: gradients of a stack side by side; where
     matrices are divided, all of them whole; and in its iteration of each a float32 quotient and a bfloat16 image.
-    AdamW: scaled gradients and divisors."""
+    AdamW goes piece after piece, a few megabytes each."""
     stacks: dict[tuple[int, ...], tuple[int, int]] = {}
-    adamw = 0
     for each in weights:
         if not _is_muons(each.weight, job):
-            adamw += each.kept * each.times
             continue
         alike = (*each.weight.shape, axis_of(each.weight) if job.layout.tensor > 1 else 0)
         kept, whole = stacks.get(alike, (0, 0))
         stacks[alike] = kept + each.kept * each.times, whole + each.whole * each.times
     muon = [kept * MASTER + (whole * MASTER if whole > kept else 0) + whole * 6 for kept, whole in stacks.values()]
-    return max([adamw * 2 * MASTER, *muon])
+    return max(muon, default=0)
