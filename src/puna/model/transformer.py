@@ -152,13 +152,17 @@ def initialise(model: Llama, generator: torch.Generator) -> None:
     drown in what the layers and the picture features write beside it (decision 021).
     """
     for name, parameter in model.named_parameters():
-        depth = model.config.text.n_layers
-        if name.startswith("vision.layers.") and model.config.vision is not None:
-            depth = model.config.vision.n_layers
-        if parameter.dim() < 2 and not name.endswith("class_token"):
-            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            continue
-        std = 1.0 if name == "embedding.weight" else parameter.shape[-1] ** -0.5
-        if name.endswith(("attention.output.weight", "down", "down.weight")) and "adapter" not in name:
-            std *= (2 * depth) ** -0.5
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        parameter.copy_(start_value(name, parameter.shape, model.config, generator))
+
+
+def start_value(name: str, shape: torch.Size, config: LlamaConfig, generator: torch.Generator) -> Tensor:
+    """Returns what `initialise` gives one parameter, on the CPU: the same, if all before it have been asked for."""
+    depth = config.text.n_layers
+    if name.startswith("vision.layers.") and config.vision is not None:
+        depth = config.vision.n_layers
+    if len(shape) < 2 and not name.endswith("class_token"):
+        return torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+    std = 1.0 if name == "embedding.weight" else shape[-1] ** -0.5
+    if name.endswith(("attention.output.weight", "down", "down.weight")) and "adapter" not in name:
+        std *= (2 * depth) ** -0.5
+    return torch.randn(shape, generator=generator) * std

@@ -40,9 +40,9 @@ from puna.train.objective import Feed
 from puna.train.optim import learning_rate
 from puna.train.pack import Batch, DataState, PackedFeed, Packer
 from puna.train.recipe import Recipe, RunRecipe
-from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_weights, trained
+from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_on_ranks, trained
 from puna.train.store import Progress, Store, tokenise
-from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join, on_ranks
+from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join
 from puna.weights.checkpoint import save_hf
 from puna.weights.configs import from_hf
 
@@ -172,7 +172,7 @@ class Team(NamedTuple):
             )
             return state, OneProcess(loss, state.optimizer, recipe.compute.device)
         device = torch.device(recipe.compute.device)
-        stage, optimizer = on_ranks(start_weights(recipe, config).to(device), self.mesh, recipe)
+        stage, optimizer = start_on_ranks(recipe, config, self.mesh)
         return first_state(recipe, stage, optimizer), ManyRanks(stage, optimizer, recipe, device)
 
     @property

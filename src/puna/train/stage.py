@@ -173,7 +173,7 @@ class Stage(nn.Module):
             return head_chunk_across(states, head, targets - first, weights, tensor)
 
         nats = head_loss(states[learnt], head, targets[learnt], weights[learnt], self.options.chunk, chunk)
-        return (nats / self.step_weight).view(1), nats.detach()
+        return torch.stack([nats / self.step_weight]), nats.detach()  # no view, which FSDP2 warns of
 
 
 class ExpertsAcross(nn.Module):

@@ -28,14 +28,18 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from puna.config import LlamaConfig
-from puna.errors import ConfigError, WeightsError
-from puna.model.transformer import Llama, initialise, set_parameter
+from puna.errors import ConfigError, DeviceError, PunaError, WeightsError
+from puna.model.transformer import Llama, set_parameter, start_value
 from puna.train.balance import Balance
+from puna.train.mesh import Mesh
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe, RunRecipe
+from puna.train.shards import local, part_of
+from puna.train.spread import spread
 from puna.train.stage import Stage
-from puna.weights.checkpoint import load
+from puna.weights.source import open_source
+from puna.weights.stored import Staging
 
 CHECKPOINT = "checkpoint"
 """Beginning of the names of checkpoints within the folder of a run; the number of steps follows."""
@@ -68,18 +72,47 @@ class TrainingState:
 
 
 def start_weights(recipe: Recipe, config: LlamaConfig) -> Llama:
-    """Returns the float32 model that a run begins with, a pure function of the recipe and of the checkpoint it names.
+    """Returns the float32 model that a run begins with. Raises as `start_values` does."""
+    model = _described(config)
+    for name, value in start_values(recipe, config):
+        set_parameter(model, name, value)
+    return model
+
+
+def start_values(recipe: Recipe, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yields name and float32 value of each parameter that a run begins with, one at a time, on the CPU: a pure
+    function of the recipe and of the checkpoint it names.
 
     Raises ConfigError or WeightsError when that checkpoint is missing, damaged or of another model.
     """
-    if recipe.model.start:
-        model = load(Path(recipe.model.start), dtype=torch.float32)
-        if model.config != config:
-            raise ConfigError(f"model.start: {recipe.model.start} is not a {recipe.model.preset}; name its own preset")
-        return model
-    model = Llama(config)
-    initialise(model, torch.Generator().manual_seed(recipe.model.seed))
-    return model
+    if not recipe.model.start:
+        generator = torch.Generator().manual_seed(recipe.model.seed)
+        for name, parameter in _described(config).named_parameters():
+            yield name, start_value(name, parameter.shape, config, generator)
+        return
+    source, staging = open_source(Path(recipe.model.start), torch.float32), Staging()
+    if source.config != config:
+        raise ConfigError(f"model.start: {recipe.model.start} is not a {recipe.model.preset}; name its own preset")
+    for name in source.pieces:
+        yield name, source.read(name, staging)
+
+
+def start_on_ranks(recipe: Recipe, config: LlamaConfig, mesh: Mesh) -> tuple[Stage, Optimizer]:
+    """Returns this rank's stage and its optimiser, with the values of `start_weights`: of the others' it never holds
+    more than one parameter. Raises as `start_values` does."""
+    stage = spread(_described(config), mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
+    stage.to_empty(device=recipe.compute.device)
+    own = dict(stage.model.named_parameters())
+    for name, value in start_values(recipe, config):
+        if name in own:
+            local(own[name]).copy_(part_of(value, own[name]))
+    return stage, Optimizer(own.items(), recipe.optimizer, stages=recipe.parallel.pipeline)
+
+
+def _described(config: LlamaConfig) -> Llama:
+    """A model without values."""
+    with torch.device("meta"):
+        return Llama(config)
 
 
 def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
@@ -119,7 +152,7 @@ class Saving:
         }
         self._home = run / f"{CHECKPOINT}-{state.step:08d}"
         self._group = group
-        self._error: WeightsError | None = None
+        self._error: PunaError | None = None
         self._thread = threading.Thread(target=self._write, name="puna checkpoint")
         self._thread.start()
 
@@ -129,7 +162,8 @@ class Saving:
         self._tensors.clear()
 
     def wait(self) -> Self:
-        """Returns when the checkpoint is on disk. Raises WeightsError when it could not be written."""
+        """Returns when the checkpoint is on disk. Raises WeightsError when it could not be written, DeviceError
+        when another rank was lost."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -142,6 +176,11 @@ class Saving:
             reason = str(error).strip().splitlines()[-1]
             self._error = WeightsError(
                 f"checkpoint {self._home}: cannot be written ({reason}); the one before is kept: make room and go on"
+            )
+        except RuntimeError as error:  # what torch.distributed raises for a lost connection
+            reason = next(iter(str(error).splitlines()), "")
+            self._error = DeviceError(
+                f"checkpoint {self._home}: lost another rank while writing ({reason}); the one before is kept: go on"
             )
 
     def _write_files(self) -> None:
@@ -225,8 +264,7 @@ def resume(
 def trained(run: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
     """Returns the model of a run's newest checkpoint in `dtype`, whole, in one process: a tensor at a time."""
     home = checkpoints(run)[-1][1]
-    with torch.device("meta"):
-        model = Llama(config)
+    model = _described(config)
     for name, parameter in list(model.named_parameters()):
         master = torch.empty(parameter.shape)
         _read({f"{name}.master": master}, home, None)
