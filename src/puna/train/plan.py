@@ -5,13 +5,14 @@ cannot be trained so.
 Not here: the arithmetic (`plan.training`), the division itself (`mesh`, `spread`).
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from puna.config import LlamaConfig
-from puna.model.count import count_parameters
+from puna.model.count import count_parameters, shapes
 from puna.plan import training
 from puna.plan.activations import Kept, Shape
 from puna.plan.shares import Training
@@ -27,7 +28,7 @@ GPU_BYTES = 80_000_000_000
 class Plan:
     """A run in numbers. Replicas hold the same, so `ranks` are those of the first one of each stage.
 
-    start   bytes of the whole float32 model, which each rank makes on its device before it is divided
+    start   bytes of the largest float32 parameter, which each rank has whole in the host's memory when a run begins
     batch   tokens of a step; tokens: of the whole run, padding included
     """
 
@@ -81,7 +82,7 @@ def plan(recipe: Recipe, config: LlamaConfig) -> Plan:
         device=recipe.compute.device,
         total=count.total,
         active=count.activated,
-        start=count.total * MASTER,
+        start=max(math.prod(shape) for shape in shapes(config).values()) * MASTER,
         batch=batch,
         tokens=batch * recipe.schedule.steps,
         ranks=tuple(training.ranks(job, Kept(config, job.layout, job.shape))),
@@ -122,11 +123,7 @@ def table(plan: Plan, memory: int) -> str:
         missing = plan.missing(memory)
         rows += ["", f"Rank {fullest.rank} is the fullest: {fullest.peak / 1e9:.1f} GB of {memory / 1e9:.0f} GB."]
         rows += [f"It does not fit: {missing / 1e9:.1f} GB are missing." if missing else "It fits."]
-        if plan.start > memory:
-            rows += [
-                f"But each rank begins with the whole model in float32 on its device, {plan.start / 1e9:.0f} GB, which "
-                "does not fit: a run of this size cannot begin yet."
-            ]
+        rows += [f"When it begins, each rank has one parameter whole in the host's memory, {plan.start / 1e9:.1f} GB."]
     return "\n".join(rows)
 
 
