@@ -40,6 +40,7 @@ from puna.train.objective import Feed
 from puna.train.optim import learning_rate
 from puna.train.pack import Batch, DataState, PackedFeed, Packer
 from puna.train.recipe import Recipe, RunRecipe
+from puna.train.sinks import opened, scalars
 from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_on_ranks, trained
 from puna.train.store import Progress, Store, tokenise
 from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join
@@ -307,6 +308,7 @@ class Steps:
             _pause_requests() as pause,
             self.feed.opened(self.state.data, reader, readers) as batches,
             _log(log, self.state.step) if self.team.is_first else nullcontext() as file,
+            opened(self._sinks, self.run_folder, self.state.step, self.recipe.to_dict()) as sinks,
             self._saved(),
         ):
             is_asked = False
@@ -314,6 +316,8 @@ class Steps:
                 report = self._step([batches.next() for _ in range(self.recipe.batch.accumulate // readers)])
                 if file is not None:
                     file.write(json.dumps(_facts(report)) + "\n")
+                for sink in sinks:
+                    sink.write(report.step, scalars(_facts(report)))
                 self.say(_line(report, self.recipe.schedule.steps))
                 if self.watcher is not None:
                     self.watcher(report.step)
@@ -323,6 +327,10 @@ class Steps:
             if self.state.step != self.saved_step:
                 self._save()
         return self.state.step >= self.recipe.schedule.steps
+
+    @property
+    def _sinks(self) -> tuple[str, ...]:
+        return self.recipe.log.sinks if self.team.is_first else ()
 
     def _step(self, parts: list[tuple[Batch, DataState]]) -> StepReport:
         state, began = self.state, time.monotonic()

@@ -182,6 +182,26 @@ class CheckpointRecipe:
     every_seconds: float = 300.0
 
 
+SINKS = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecipe:
+    """Who is told of each step besides the run's own log: `sinks` of `train.sinks`. Not part of the digest.
+
+    `peak_tflops` declares the most that one rank's processor computes, in 10^12 operations a second, for the
+    utilisation that the page shows; zero: taken from `plan.hardware` for a GPU that it knows.
+    """
+
+    sinks: tuple[str, ...] = ()
+    peak_tflops: float = 0.0
+
+    def __post_init__(self) -> None:
+        for sink in self.sinks:
+            require(sink in SINKS, "log.sinks", sink, f"of {', '.join(SINKS)}")
+        require(self.peak_tflops >= 0, "log.peak_tflops", self.peak_tflops, "zero (not declared) or positive")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One training run, whole."""
@@ -196,6 +216,7 @@ class Recipe:
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     energy: Site = field(default_factory=Site)
+    log: LogRecipe = field(default_factory=LogRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -231,6 +252,8 @@ class RunRecipe(Protocol):
     @property
     def energy(self) -> Site: ...
     @property
+    def log(self) -> LogRecipe: ...
+    @property
     def start(self) -> str: ...
     @property
     def digest(self) -> str: ...
@@ -238,8 +261,8 @@ class RunRecipe(Protocol):
 
 
 def digest_of(tables: Mapping[str, Any]) -> str:
-    """Returns a recipe's digest: of all its tables but those that say when, where and on how many ranks."""
-    kept = {name: table for name, table in tables.items() if name not in ("checkpoint", "parallel", "energy")}
+    """Returns a recipe's digest: of its tables but those that say when, where, on how many ranks, and who is told."""
+    kept = {name: table for name, table in tables.items() if name not in ("checkpoint", "parallel", "energy", "log")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -243,7 +243,7 @@ def resume(
     home = found[-1][1]
     facts = _facts(home, group)
     if facts["recipe_digest"] != recipe.digest:
-        names = ", ".join(_differences(facts["recipe"], recipe.to_dict()))
+        names = ", ".join(_differences(facts["recipe"], json.loads(json.dumps(recipe.to_dict()))))
         raise WeightsError(
             f"checkpoint {home}: made with another recipe ({names}); restore it or choose another run folder"
         )

@@ -14,6 +14,7 @@ from puna.train.recipe import (
     BatchRecipe,
     CheckpointRecipe,
     ComputeRecipe,
+    LogRecipe,
     LossRecipe,
     OptimizerRecipe,
     ParallelRecipe,
@@ -232,6 +233,7 @@ class TuneRecipe:
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     energy: Site = field(default_factory=Site)
+    log: LogRecipe = field(default_factory=LogRecipe)
 
     def __post_init__(self) -> None:
         needs_teacher = self.objective.kind == "distill" and not self.distill.teacher
