@@ -100,7 +100,7 @@ def test_languages_that_are_not_asked_for_go(settings: Settings) -> None:
     assert "kept" not in report["all"] and report["all"]["language"]["documents"] > 40
 
 
-@pytest.mark.parametrize("stage", ["_find_copies", "_find_repeats", "_write", "_counts", "_write_quarantine"])
+@pytest.mark.parametrize("stage", ["find_copies", "find_repeats", "_write", "_counts", "_write_quarantine"])
 def test_run_that_was_stopped_goes_on_to_the_same_bytes(
     settings: Settings, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from puna.train.prepare import exact, near, overlap, quality, safety
 from puna.train.prepare.documents import Document, Source, find, read
 from puna.train.prepare.language import LANGUAGES, language
 from puna.train.prepare.spill import Records, blocks
-from puna.train.prepare.words import plain, words
+from puna.train.prepare.words import Words, plain, words
 
 REASONS = ("kept", "broken", "too_long", "safety", "language", *quality.RULES, "overlap", "exact", "near")
 """What became of a document. The first that holds is the one that counts."""
@@ -71,7 +71,7 @@ def prepare(settings: Settings, say: Say) -> dict[str, Any]:
 
     Raises ConfigError for settings that cannot be, and where the folder holds something else.
     """
-    _check(settings)
+    check(settings)
     sources = find(settings.inputs)
     plan = _plan(settings, sources)
     report = settings.out / REPORT
@@ -87,9 +87,9 @@ def prepare(settings: Settings, say: Say) -> dict[str, Any]:
     )
     jobs = [(number, source, work) for number, source in enumerate(sources)]
     _each(partial(_scan, checks), jobs, settings.n_workers, say)
-    starts = _starts(work, len(sources))
-    _find_copies(work, starts, settings.memory_mb * 2**20, say)
-    _find_repeats(work, starts, settings.memory_mb * 2**20, say)
+    starts = first_numbers(work, len(sources))
+    find_copies(work, starts, settings.memory_mb * 2**20, say)
+    find_repeats(work, starts, settings.memory_mb * 2**20, say)
     placed = [(*job, settings.out, int(start)) for job, start in zip(jobs, starts, strict=False)]
     _each(_write, placed, settings.n_workers, say)
     document = {"version": __version__, "plan": plan, **_filters(checks), **_counts(work, len(sources))}
@@ -109,7 +109,8 @@ class _Checks(NamedTuple):
 # Plan -------------------------------------------------------------------------------------------------------------
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
+    """Raises ConfigError for settings that cannot be."""
     unknown = sorted(set(settings.languages) - set(LANGUAGES))
     if unknown:
         raise ConfigError(f"languages: {', '.join(unknown)} is unknown; take some of {', '.join(LANGUAGES)}")
@@ -221,16 +222,21 @@ def _judge(
         return fault, tag
     if checks.exams and overlap.holds(checks.exams, found):
         return "overlap", tag
+    leave(number, found, digests, signatures)
+    return "kept", tag
+
+
+def leave(number: int, found: Words, digests: IO[bytes], signatures: IO[bytes]) -> None:
+    """Writes what is needed to compare a document with others, under its number in the file or task."""
     digests.write(np.array((number, *exact.digest(found.hashes)), exact.DIGEST).tobytes())
     if (minima := near.signature(found)) is not None:
         signatures.write(np.int64(number).tobytes() + minima.tobytes())
-    return "kept", tag
 
 
 # Compare ----------------------------------------------------------------------------------------------------------
 
 
-def _starts(work: Path, n_sources: int) -> NDArray[np.int64]:
+def first_numbers(work: Path, n_sources: int) -> NDArray[np.int64]:
     """Returns the number of the first document of each source, and of one past the last: int64 [sources + 1]."""
     sizes = [(work / "scan" / f"{k:05d}" / "verdicts").stat().st_size // _VERDICT.itemsize for k in range(n_sources)]
     return np.cumsum([0, *sizes])
@@ -245,7 +251,8 @@ def _numbered(work: Path, name: str, kind: np.dtype[Any], starts: NDArray[np.int
             yield records
 
 
-def _find_copies(work: Path, starts: NDArray[np.int64], memory_bytes: int, say: Say) -> None:
+def find_copies(work: Path, starts: NDArray[np.int64], memory_bytes: int, say: Say) -> None:
+    """Leaves the file `exact` in `work`: a byte a document, 1 where it equals an earlier one."""
     if (work / "exact").is_file():
         return
     n = int(starts[-1])
@@ -254,7 +261,8 @@ def _find_copies(work: Path, starts: NDArray[np.int64], memory_bytes: int, say: 
     say(f"exact: {found:,} of {n:,} documents equal an earlier one")
 
 
-def _find_repeats(work: Path, starts: NDArray[np.int64], memory_bytes: int, say: Say) -> None:
+def find_repeats(work: Path, starts: NDArray[np.int64], memory_bytes: int, say: Say) -> None:
+    """Leaves the file `near` in `work`: a byte a document, 1 where it resembles an earlier one."""
     if (work / "near").is_file():
         return
     signatures = work / "signatures"
