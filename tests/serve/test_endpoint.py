@@ -8,6 +8,8 @@ import os
 import random
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from base64 import b64encode
@@ -300,6 +302,16 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.slow
+def test_a_siege_ends_with_the_memory_that_it_began_with() -> None:
+    """In a process of its own with few arenas, as `serve.apart` gives them to the one that serves HTTP."""
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "--slow", f"{__file__}::test_a_siege_leaves_nothing_behind"]
+    environment = os.environ | {"MALLOC_ARENA_MAX": "2", "SIEGE_MEASURES": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.slow
 def test_a_siege_leaves_nothing_behind(besieged: Running, assistant: Assistant) -> None:
     siege, sizes = Siege(besieged), []
     n_rounds, n_asked = int(os.environ.get("SIEGE_ROUNDS", "6")), int(os.environ.get("SIEGE_ASKED", "500"))
@@ -313,7 +325,8 @@ def test_a_siege_leaves_nothing_behind(besieged: Running, assistant: Assistant) 
         print(f"round {turn}: {sizes[-1] / 1e6:.0f} MB, {dict(sorted(siege.statuses.items()))}")
     assert not siege.faults, siege.faults[:5]
     # Later rounds hold what the second one held; pools of the allocator and of prefixes move it by some megabytes.
-    assert sizes[-1] - sizes[1] < 48e6, sizes
+    if "SIEGE_MEASURES" in os.environ:  # elsewhere each of the twelve clients, threads of this process, has an arena
+        assert sizes[-1] - sizes[1] < 48e6, sizes
     sound = besieged.post(
         "/v1/chat/completions", {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 8}
     )
