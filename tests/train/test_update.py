@@ -18,8 +18,11 @@ from tests.reference.ranks import Ranks
 from tests.reference.tiny import random_model
 
 PROVED = 1e-7
-"""Relative. What float64 makes of its own rounding, 1e-16, in twenty steps of Muon: 1e-9 at most was seen. A float32
-run makes 1e-4 of its 1e-7, so that there no bound could tell a mistake from rounding."""
+"""Relative, of losses and norms: what float64 makes of its own rounding, 1e-16, in twenty steps of Muon; 2.4e-10 was
+seen of losses. A float32 run makes 1e-4 of its 1e-7, so that there no bound could tell a mistake from rounding."""
+KEPT = 1e-5
+"""Relative, of weights and moments behind the twentieth step, which grow apart faster than losses; second moments are
+squares of single gradients. 1.03e-7 was seen of those of a table in the tower. It is what gradients are held to."""
 
 
 def on_rank(tables: dict[str, Any], run: str, steps: int) -> bool:
@@ -87,6 +90,7 @@ def shape(request: pytest.FixtureRequest, exact: dict[str, Any], tiny: Path, of_
     file = of_one_process / f"{request.param}.json"
     file.write_text(json.dumps(config), encoding="utf-8")
     exact["model"]["preset"] = str(file)
+    exact["data"]["store"] = str(of_one_process / "store")  # a recipe names it, and all of these runs are of one
     return str(request.param)
 
 
@@ -127,7 +131,7 @@ def test_twenty_steps_are_those_of_one_process(
     assert expected_state.keys() == found_state.keys()
     for name, tensor in expected_state.items():
         assert tensor.dtype == torch.float64
-        assert (found_state[name] - tensor).norm() <= PROVED * tensor.norm(), name
+        assert (found_state[name] - tensor).norm() <= KEPT * tensor.norm(), name
 
 
 def started_with(tables: dict[str, Any]) -> dict[str, torch.Tensor]:
