@@ -44,6 +44,7 @@ from puna.train.sinks import opened, scalars
 from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_on_ranks, trained
 from puna.train.store import Progress, Store, tokenise
 from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join
+from puna.train.watch.work import write_work
 from puna.weights.checkpoint import save_hf
 from puna.weights.configs import from_hf
 
@@ -125,6 +126,8 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     with team.first_alone():  # makes what the others then find
         run.mkdir(parents=True, exist_ok=True)
         store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)
+    if team.is_first:
+        write_work(run, recipe, config)
     state, update = team.begin(recipe, config)
     feed = PackedFeed(make_packer(store, config, recipe), store.digest)
     is_done = Steps(recipe, state, update, feed, run, team, say).run()

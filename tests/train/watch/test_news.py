@@ -60,6 +60,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_run_that_has_not_begun_waits(tmp_path: Path) -> None:
     found = news(tmp_path, Place())
     assert (found["state"], found["steps"], found["energy"], found["held_out"]) == ("waiting", [], [], None)
+    assert found["work"] is None
 
 
 def test_a_growing_log_is_told_once_and_half_lines_later(tmp_path: Path) -> None:

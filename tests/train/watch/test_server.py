@@ -18,6 +18,7 @@ from puna import cli
 from puna.records import ENERGY, write_energy
 from puna.train.loop import LOG
 from puna.train.watch.server import Watch
+from puna.train.watch.work import WORK, Work
 from tests.serve import chromium
 from tests.train.watch.test_news import START, line, write
 
@@ -149,9 +150,14 @@ def test_people_see_a_run_grow_and_finish(tmp_path: Path, scheme: str) -> None:
         page.wait("document.querySelector('#state').textContent === 'has not finished a step yet'")
         write(run, *range(1, 41), of=50)
         write_energy(run / ENERGY, [START])
+        work = Work(token_flops=1e9, peak_flops=1e12, peak_source="1 TFLOP/s declared, times 1")
+        (run / WORK).write_text(json.dumps(work._asdict()), "utf-8")
         page.wait("document.querySelector('#gauges dd')?.textContent === '40 of 50'")
         gauges = page.run("[...document.querySelectorAll('#gauges dd')].map(e => e.textContent)")
         assert gauges[1:3] == ["0.125", "0.01"] and gauges[5] == "5 s" and gauges[7] == "1 kWh"
+        assert gauges[8] == "1000 (declared)"
+        page.wait("document.querySelectorAll('#gauges dd')[9].textContent === '20 %'")
+        assert "1 TFLOP/s declared, times 1" in page.run("document.querySelector('#work').textContent")
         labels = page.run("[...document.querySelectorAll('#charts svg')].map(e => e.getAttribute('aria-label'))")
         assert labels[0].startswith("Loss, nats per learnt token: from 5 at step 1 to 0.125 at step 40")
         assert "the 2nd is the least even; its busiest expert read 5 times" in page.run("heat.ariaLabel")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from puna.errors import ConfigError
 from puna.records import ENERGY, read_energy
 from puna.train.loop import LOG
+from puna.train.watch.work import WORK
 
 MOST_LINES = 4000
 """Of one answer. Of more, every second, fourth, ... line is told, and the last one."""
@@ -39,7 +40,8 @@ def news(run: Path, place: Place) -> dict[str, Any]:
     """Returns what is new since `place`, which the next call is to be given as the answer has it.
 
     Keys: name; state ("waiting" before the first step, "running", "still" or "finished"); place; is_new: whether steps
-    begin anew; steps: lines of the log; energy: a line for each start; held_out: bits per byte, or null.
+    begin anew; steps: lines of the log; energy: a line for each start; held_out: bits per byte, or null;
+    work: what utilisation is out of (`work`), or null.
     """
     check(run)
     log = run / LOG
@@ -53,6 +55,7 @@ def news(run: Path, place: Place) -> dict[str, Any]:
         "steps": steps,
         "energy": [asdict(record) for record in read_energy(run / ENERGY)],
         "held_out": _held_out(run / "held_out.json"),
+        "work": json.loads((run / WORK).read_text("utf-8")) if (run / WORK).is_file() else None,
     }
 
 

@@ -25,6 +25,7 @@ const charts = [
 ];
 let place = { file: 0, offset: 0 };
 let steps = [];
+let work = null; // operations of a token, and the most that the processors do
 let chosen = null; // null follows the last step
 
 byId("charts").append(...charts.map((chart) => chart.element));
@@ -55,6 +56,7 @@ function take(news) {
   byId("name").textContent = document.title = news.name;
   if (byId("state").textContent !== SAID[news.state]) byId("state").textContent = SAID[news.state];
   byId("state").dataset.state = news.state;
+  takeWork(news.work);
   if (news.is_new) steps = [];
   if (news.steps.length || news.is_new) {
     steps.push(...news.steps);
@@ -64,6 +66,35 @@ function take(news) {
   showEnergy(news.energy);
   showGauges(news);
   showHeldOut(news.held_out);
+}
+
+/** Adds a chart of utilisation with the first news of a known peak, and says what it is out of. */
+function takeWork(told) {
+  const isFirst = !work?.peak_flops && told?.peak_flops;
+  work = told;
+  byId("work").hidden = work === null;
+  if (work === null) return;
+  byId("work").textContent =
+    `Utilisation (MFU): ${short(work.token_flops)} operations a token, attention to earlier positions and pictures not ` +
+    `counted, out of a peak that is ${work.peak_source}.`;
+  if (!isFirst) return;
+  const chart = new Chart("Utilisation (MFU), %", utilisation, pointNear);
+  charts.push(chart);
+  byId("charts").append(chart.element);
+  chart.show(steps);
+}
+
+/** Returns the per cent of the peak that a line of the log stands for; NaN where it is not known. */
+function utilisation(line) {
+  return work?.peak_flops ? (100 * line.tokens_per_second * work.token_flops) / work.peak_flops : NaN;
+}
+
+/** Returns what the newest start draws on average, and how that is known. */
+function watts(energy) {
+  const last = energy.at(-1);
+  if (!last?.joules) return "not measured";
+  const joules = Object.values(last.joules).reduce((a, b) => a + b, 0);
+  return `${short(joules / last.seconds)} (${Object.keys(last.joules).join(", ")})`;
 }
 
 function showSteps() {
@@ -115,6 +146,8 @@ function showGauges({ state, energy }) {
     "Time left": state === "finished" ? "none" : left === null ? "–" : duration(left),
     "Expert load": `${short(last.min_load)} to ${short(last.max_load)}`,
     Energy: known.length ? `${short(sum(known, "kwh"))} kWh` : "not known",
+    Watts: watts(energy),
+    "Utilisation (MFU)": work?.peak_flops ? `${short(utilisation(last))} %` : "not known",
   };
   byId("gauges").replaceChildren(
     ...Object.entries(gauges).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
