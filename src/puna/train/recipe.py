@@ -218,6 +218,10 @@ class Recipe:
     energy: Site = field(default_factory=Site)
     log: LogRecipe = field(default_factory=LogRecipe)
 
+    def __post_init__(self) -> None:
+        is_alone = self.parallel.world == 1
+        require(is_alone or not self.compute.compile, "compute.compile", True, "false on several ranks")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

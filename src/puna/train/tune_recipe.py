@@ -260,10 +260,10 @@ class TuneRecipe:
             "replicas alone, but for supervised tuning of all weights",
         )
         require(
-            not self.compute.compile or plain,
+            not self.compute.compile or (plain and ranks == 1),
             "compute.compile",
             True,
-            "false, but for supervised tuning of all weights",
+            "false, but for supervised tuning of all weights on one rank",
         )
 
     @property
