@@ -70,8 +70,12 @@ def tiny_config() -> LlamaConfig:
 
 
 def random_model(config: LlamaConfig) -> Llama:
+    """Returns a model of random weights. Its embeddings are smaller than a training begins with, so that what the
+    layers write weighs as much as what they read, as in a trained model."""
     model = Llama(config)
     initialise(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.embedding.weight.mul_(config.text.width**-0.5)
     return model.eval().requires_grad_(False)
 
 
