@@ -165,13 +165,7 @@ def _add_serve(commands: Any) -> None:
     parser = _command(commands, "serve", _serve, "answer over HTTP, in the shape of OpenAI's API")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
     parser.add_argument("--name", metavar="NAME", help="what clients call the model (default: the end of MODEL)")
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="a low-rank adapter over it, which clients call the model NAME; may be repeated",
-    )
+    _add_adapters(parser, "a low-rank adapter over it, which clients call the model NAME; may be repeated")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
@@ -210,6 +204,7 @@ def _add_batch(commands: Any) -> None:
     parser.add_argument("target", metavar="OUT", type=Path, help="their answers, in the same order")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="directory or hub id (default: cria)")
     parser.add_argument("--name", metavar="NAME", help="what the requests call the model (default: the end of MODEL)")
+    _add_adapters(parser, "a low-rank adapter over it, which requests call the model NAME; may be repeated")
     parser.add_argument(
         "--at-once", type=int, default=128, metavar="N", help="requests in progress, of each engine (default 128)"
     )
@@ -472,6 +467,7 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be given several times"
     )
+    _add_adapters(parser, "answer with this low-rank adapter over the model")
     _add_machine(parser)
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this text; may be repeated"
@@ -480,6 +476,11 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regex", metavar="TEXT", help="answer in a text that this expression matches as a whole")
     for name, (kind, text) in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X" if kind is float else "N", help=text)
+
+
+def _add_adapters(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds which adapters lie over the model."""
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR", help=text)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -524,16 +525,17 @@ def _chat(arguments: argparse.Namespace) -> None:
     if interactive and arguments.json:
         raise PromptError("--json answers one message: give it with --message TEXT, or on standard input")
     images = _images(arguments.image)
-    text = None if interactive else _message_text(arguments.message)
+    options, text = _options(arguments), None if interactive else _message_text(arguments.message)
     assistant = _guarded(_assistant(arguments.model, arguments), arguments)
     if text is None:
-        _converse(assistant, arguments, images)
+        _converse(assistant, arguments, images, options)
         return
-    _reply(assistant, [Message("user", (*map(ImagePart, images), TextPart(text)))], arguments)
+    _reply(assistant, [Message("user", (*map(ImagePart, images), TextPart(text)))], arguments, options)
 
 
-def _reply(assistant: "Guarded", messages: "Sequence[Message]", arguments: argparse.Namespace) -> None:
-    options = _options(arguments)
+def _reply(
+    assistant: "Guarded", messages: "Sequence[Message]", arguments: argparse.Namespace, options: "Options"
+) -> None:
     if arguments.json:
         response = assistant.respond(messages, **options)
         _print_response(
@@ -546,7 +548,7 @@ def _reply(assistant: "Guarded", messages: "Sequence[Message]", arguments: argpa
         _print_stream(assistant.stream_chat(messages, **options))
 
 
-def _converse(assistant: "Guarded", arguments: argparse.Namespace, images: Sequence[Any]) -> None:
+def _converse(assistant: "Guarded", arguments: argparse.Namespace, images: Sequence[Any], options: "Options") -> None:
     from puna.terminal import Conversation, Screen, converse
 
     with contextlib.suppress(ImportError):
@@ -555,17 +557,16 @@ def _converse(assistant: "Guarded", arguments: argparse.Namespace, images: Seque
     screen = Screen.on(sys.stdout)
     screen.note(f"{_model_name(arguments.model)}: type a message, drop a picture, or /help")
     screen.note(assistant.pipeline.summary)
-    converse(Conversation(assistant, screen, images=images, options=_options(arguments)), screen)
+    converse(Conversation(assistant, screen, images=images, options=options), screen)
 
 
 def _complete(arguments: argparse.Namespace) -> None:
     from puna.guard.guarded import Guarded
 
     text = _standard_input() if arguments.text == "-" else arguments.text
-    images = _images(arguments.image)
+    images, options = _images(arguments.image), _options(arguments)
     model = _assistant(arguments.model, arguments)
     assistant = Guarded(model, _pipeline(model, arguments))
-    options = _options(arguments)
     if arguments.json:
         response = assistant.extend(text, images, **options)
         _print_response(
@@ -584,7 +585,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
     keys = _api_keys(arguments.api_key_file)
-    model = arguments.name or Path(_model_name(arguments.model)).name
+    model = _name_in_requests(arguments)
     if arguments.host not in app.LOCAL_HOSTS and not keys:
         print(f"warning: others may reach {arguments.host}, and no key is asked of them", file=sys.stderr)
     app.log_to_stderr()
@@ -592,8 +593,6 @@ def _serve(arguments: argparse.Namespace) -> None:
     guards = guarding.Guarding(
         policy=_policy(arguments), system=_system(assistant, arguments), reports=arguments.reports
     )
-    if model in assistant.adapters:
-        raise ConfigError(f"--adapter is named {model!r}, as the model is: give one of the two another name")
     settings = app.Settings(
         model=model,
         adapters=assistant.adapters,
@@ -631,7 +630,7 @@ def _batch(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--workers is {arguments.workers} and --ray is not given: leave it out, or give both")
     source, target = arguments.source, arguments.target
     source.open("rb").close()  # a wrong name is wrong now, not when the model is loaded
-    model = arguments.name or Path(_model_name(arguments.model)).name
+    model = _name_in_requests(arguments)
     if arguments.ray is None:
         assistant = _assistant(arguments.model, arguments)
         protections = guarding.Protections(_pipeline(assistant, arguments))
@@ -659,6 +658,7 @@ def _run_on_cluster(arguments: argparse.Namespace, model: str) -> "Coroutine[Any
         raise DeviceError(f"--ray needs {error.name}, which is missing: pip install 'puna[ray]'") from error
 
     options = _loading(arguments)
+    options["adapters"] = {name: Path(folder).absolute() for name, folder in options["adapters"].items()}
     if options["layout"] is not None:
         raise ConfigError("--ray gives each worker a model of its own: leave --tensor, --expert and --pipeline out")
     named = _model_name(arguments.model)
@@ -1207,6 +1207,14 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _name_in_requests(arguments: argparse.Namespace) -> str:
+    """Returns what requests call the model, which may not be what they call one of its adapters."""
+    model: str = arguments.name or Path(_model_name(arguments.model)).name
+    if model in _adapters(arguments.adapter):
+        raise ConfigError(f"--adapter is named {model!r}, as the model is: give one of the two another name")
+    return model
+
+
 def _adapters(given: Sequence[str]) -> dict[str, str]:
     """Returns directories by name, of arguments NAME=DIR."""
     adapters = {}
@@ -1294,7 +1302,17 @@ def _options(arguments: argparse.Namespace) -> "Options":
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.json_schema is not None:
         given["json_schema"] = arguments.json_schema.read_text("utf-8")
+    if (adapter := _adapter(arguments)) is not None:
+        given["adapter"] = adapter
     return given  # type: ignore[return-value]
+
+
+def _adapter(arguments: argparse.Namespace) -> str | None:
+    """Returns the name of the one adapter that answers, if one was given."""
+    names = list(_adapters(arguments.adapter))
+    if len(names) > 1:
+        raise ConfigError(f"--adapter names {' and '.join(names)}: one adapter answers here; puna serve has several")
+    return names[0] if names else None
 
 
 def _images(paths: Sequence[str]) -> list[Any]:
@@ -1356,8 +1374,10 @@ def _print_response(
     (answer,) = response.answers
     usage, timings = response.usage, response.timings
     n_drafted, n_accepted = drafts
+    adapter = _adapter(arguments)
     document = {
         "model": _model_name(arguments.model),
+        **({} if adapter is None else {"adapter": adapter}),
         **content(answer),
         "finish": answer.finish,
         "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},

@@ -105,9 +105,56 @@ def test_server_answers_as_the_model_that_is_named(url: str, llama: Assistant, m
     assert got == pytest.approx([each.chosen for each in expected], abs=1e-4)
 
 
-@pytest.mark.parametrize("given", ["first", "=dir", "first="])
-def test_adapter_without_name_or_directory_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture[str], given: str
+def test_commands_answer_with_the_adapter_that_is_given(
+    llama: Assistant, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", str(folder / "model"), "--adapter", given]) == 2
-    assert "NAME=DIR" in capsys.readouterr().err
+    own = ["--adapter", f"second={folder / 'second'}", "--max-new-tokens", "12", "--temperature", "0", "--guard", "off"]
+    assert main(["chat", str(folder / "model"), "-m", "one two three", "--json", *own]) == 0
+    said = json.loads(capsys.readouterr().out)
+    wanted = llama.respond(SAY, temperature=0, max_new_tokens=12, adapter="second").answers[0].message
+    assert (said["adapter"], said["message"]) == ("second", wanted.to_dict())
+    assert main(["complete", "one two", "--model", str(folder / "model"), *own]) == 0
+    text = llama.complete("one two", adapter="second", temperature=0, max_new_tokens=12)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_lines_of_a_file_choose_their_adapters_by_name(
+    llama: Assistant, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("puna.serve.batch")
+    names = [*NAMES, "base", "third"]
+    bodies = (
+        {"model": name, "messages": SAY, "temperature": 0, "max_tokens": 12, "ignore_eos": True} for name in names
+    )
+    lines = [{"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": body} for body in bodies]
+    (tmp_path / "in").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    given = [part for name in NAMES for part in ("--adapter", f"{name}={folder / name}")]
+    asked = ["batch", str(tmp_path / "in"), str(tmp_path / "out"), str(folder / "model"), "--name", "base"]
+    assert main([*asked, "--guard", "off", *given]) == 0
+    capsys.readouterr()
+    *answers, lost = [json.loads(line)["response"] for line in (tmp_path / "out").read_text("utf-8").splitlines()]
+    texts = [answer["body"]["choices"][0]["message"]["content"] for answer in answers]
+    assert texts == [text_of(llama, adapter=name) for name in NAMES] + [text_of(llama)]
+    assert lost["status_code"] == 404
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "batch"])
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [(["first"], "NAME=DIR"), (["=dir"], "NAME=DIR"), (["first="], "NAME=DIR"), (["a=b", "a=c"], "'a' twice")],
+)
+def test_adapter_without_a_name_or_directory_of_its_own_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, given: list[str], part: str
+) -> None:
+    asked = {"chat": ["-m", "x", "{}"], "serve": ["{}"], "batch": [str(folder / "model" / "config.json"), "out", "{}"]}
+    argv = [each.format(folder / "model") for each in asked[command]]
+    assert main([command, *argv, *(word for each in given for word in ("--adapter", each))]) == 2
+    assert part in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_told_apart_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = f"model={folder / 'first'}"
+    assert main(["serve", str(folder / "model"), "--adapter", first]) == 2
+    assert "another name" in capsys.readouterr().err
+    assert main(["chat", str(folder / "model"), "-m", "x", "--adapter", first, "--adapter", "b=c"]) == 2
+    assert "model and b" in capsys.readouterr().err

@@ -144,13 +144,13 @@ async def run_here(
     screen: MakeScreen | None = None,
 ) -> Summary:
     """Does what `run` does, with an assistant in this process, behind what `screen` makes of its answers."""
-    async with Desk(assistant, settings(model, at_once, screen)) as desk:
+    async with Desk(assistant, settings(model, at_once, screen, assistant.adapters)) as desk:
         return await run(source, target, lambda item: answer(desk, item), model=model, at_once=at_once, say=say)
 
 
-def settings(model: str, at_once: int, screen: MakeScreen | None = None) -> Settings:
+def settings(model: str, at_once: int, screen: MakeScreen | None = None, adapters: tuple[str, ...] = ()) -> Settings:
     """Returns how a desk behaves that nobody else uses: there is room for whatever `at_once` lines ask for."""
-    return Settings(model=model, max_open=at_once * Limits().max_choices, screen=screen)
+    return Settings(model=model, adapters=adapters, max_open=at_once * Limits().max_choices, screen=screen)
 
 
 async def answer(desk: Desk, item: Item) -> Result:

@@ -89,7 +89,8 @@ class _Engine:
         assistant = chat.load(self._plan.source, **self._plan.options)
         policy = self._plan.policy
         screen = None if policy is None else Protections(pipeline.make(policy, assistant))
-        self._desk = await Desk(assistant, batch.settings(self._plan.model, self._plan.at_once, screen)).__aenter__()
+        settings = batch.settings(self._plan.model, self._plan.at_once, screen, assistant.adapters)
+        self._desk = await Desk(assistant, settings).__aenter__()
 
     async def answer(self, item: Item) -> Result:
         assert self._desk is not None, "started"
