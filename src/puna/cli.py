@@ -260,6 +260,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take of each rank, and train nothing")
     parser.add_argument(
+        "--coordinate-check", action="store_true", help="say whether rates transfer between toys of several sizes"
+    )
+    parser.add_argument(
         "--gpu-memory", type=float, default=80.0, metavar="GB", help="of one GPU, for --dry-run (default 80)"
     )
     parser.add_argument("--port", type=int, default=8090, help="where watch shows its page (default 8090)")
@@ -808,6 +811,8 @@ def _train(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.watched}: one recipe at a time; puna train watch RUN shows a run")
     elif arguments.dry_run:
         _plan_run(arguments)
+    elif arguments.coordinate_check:
+        _check_coordinates(arguments)
     else:
         _train_run(arguments)
 
@@ -831,6 +836,16 @@ def _plan_run(arguments: argparse.Namespace) -> None:
     read = recipe.read(arguments.recipe, arguments.set)
     found, memory = plan.plan(read, loop.model_config(read)), round(arguments.gpu_memory * 1e9)
     _print(found.to_json(memory), arguments, plan.table(found, memory))
+
+
+def _check_coordinates(arguments: argparse.Namespace) -> None:
+    _settle_threads()
+    from puna.train import coordinates, loop, recipe
+
+    read = recipe.read(arguments.recipe, arguments.set)
+    exponent = 1.0 if read.transfer is None else read.transfer.depth_exponent
+    found = coordinates.report(loop.model_config(read), read.optimizer, exponent)
+    _print(coordinates.to_json(found), arguments, coordinates.text(found))
 
 
 def _train_run(arguments: argparse.Namespace) -> None:

@@ -157,12 +157,24 @@ def initialise(model: Llama, generator: torch.Generator) -> None:
 
 def start_value(name: str, shape: torch.Size, config: LlamaConfig, generator: torch.Generator) -> Tensor:
     """Returns what `initialise` gives one parameter, on the CPU: the same, if all before it have been asked for."""
-    depth = config.text.n_layers
-    if name.startswith("vision.layers.") and config.vision is not None:
-        depth = config.vision.n_layers
     if len(shape) < 2 and not name.endswith("class_token"):
         return torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+    return torch.randn(shape, generator=generator) * start_std(name, shape, config)
+
+
+def start_std(name: str, shape: torch.Size, config: LlamaConfig) -> float:
+    """Returns the standard deviation of the random numbers that a parameter begins with."""
     std = 1.0 if name == "embedding.weight" else shape[-1] ** -0.5
-    if name.endswith(("attention.output.weight", "down", "down.weight")) and "adapter" not in name:
-        std *= (2 * depth) ** -0.5
-    return torch.randn(shape, generator=generator) * std
+    return std * (2 * depth_of(name, config)) ** -0.5 if writes_to_stream(name) else std
+
+
+def writes_to_stream(name: str) -> bool:
+    """Whether a parameter makes what its layer, of decoder or tower, adds to the residual stream."""
+    return name.endswith(("attention.output.weight", "down", "down.weight")) and "adapter" not in name
+
+
+def depth_of(name: str, config: LlamaConfig) -> int:
+    """Returns how many layers there are where a parameter stands: in the decoder or in the vision tower."""
+    if name.startswith("vision.layers.") and config.vision is not None:
+        return config.vision.n_layers
+    return config.text.n_layers

@@ -12,6 +12,7 @@ rate and weight decay; AdamW, arXiv 1711.05101; warm-up, stable, decay: MiniCPM 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
 from puna.train.shards import PIECE, has_whole_matrices, local, norm, part_of, spread_like, whole
+from puna.train.transfer import Scale
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of one iteration a x + b x^3 + c x^5 on the singular values. Source: K. Jordan et al. 2024."""
@@ -75,6 +77,7 @@ class Stack:
     [M rows columns]: whole matrices, or of each the same stretch."""
 
     shape: tuple[int, int]
+    lr_scale: float
     slices: tuple[Slice, ...]
     master: Tensor
     momentum: Tensor
@@ -82,11 +85,12 @@ class Stack:
 
 @dataclass(slots=True, kw_only=True)
 class Group:
-    """AdamW's parameters that share a learning rate and a weight decay; float32 parts, in the order of `names`."""
+    """AdamW's parameters that share a learning rate, decay and epsilon; float32 parts, in the order of `names`."""
 
     names: tuple[str, ...]
     lr_scale: float
     weight_decay: float
+    eps: float
     master: list[Tensor]
     first: list[Tensor]
     second: list[Tensor]
@@ -96,17 +100,22 @@ class Optimizer:
     """Updates the parameters of one model in place. Reads their `.grad` and clears it."""
 
     def __init__(
-        self, parameters: Iterable[tuple[str, torch.nn.Parameter]], recipe: OptimizerRecipe, stages: int = 1
+        self,
+        parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        recipe: OptimizerRecipe,
+        stages: int = 1,
+        scales: Mapping[str, Scale] = MappingProxyType({}),
     ) -> None:
         """The masters start as the parameters, which then become their rounded images: pass them in float32 first, and
-        change their dtype with `cast` afterwards. `stages`: of a pipeline, each of which has other parameters."""
+        change their dtype with `cast` afterwards. `stages`: of a pipeline, each of which has other parameters. `scales`
+        of parameters whose rates are those of another width (`transfer`)."""
         self.recipe = recipe
         self.stages = stages
         self.parameters = dict(parameters)
         self.step_count = 0
         matrices = {n: p for n, p in self.parameters.items() if is_matrix(n, p) and recipe.matrices == "muon"}
-        self.stacks = _stacks(matrices)
-        self.groups = _groups({n: p for n, p in self.parameters.items() if n not in matrices}, recipe)
+        self.stacks = _stacks(matrices, scales)
+        self.groups = _groups({n: p for n, p in self.parameters.items() if n not in matrices}, recipe, scales)
 
     @torch.no_grad()
     def step(self, lr_share: float) -> Tensor:
@@ -163,7 +172,7 @@ class Optimizer:
         stack.momentum.lerp_(gradient, 1 - self.recipe.momentum)
         update = self._orthogonal(stack, gradient.lerp_(stack.momentum, self.recipe.momentum))  # Nesterov
         stack.master.mul_(1 - lr * self.recipe.weight_decay)
-        stack.master.add_(update, alpha=-lr * UPDATE_RMS * max(stack.shape) ** 0.5)
+        stack.master.add_(update, alpha=-lr * stack.lr_scale * UPDATE_RMS * max(stack.shape) ** 0.5)
         self._write_stack(stack)
 
     def _orthogonal(self, stack: Stack, parts: Tensor) -> Tensor:
@@ -190,7 +199,7 @@ class Optimizer:
             "beta2": self.recipe.beta2,
             "lr": lr * group.lr_scale,
             "weight_decay": group.weight_decay,
-            "eps": self.recipe.eps,
+            "eps": group.eps,
         }
         for name, *state in zip(group.names, group.master, group.first, group.second, strict=True):
             tensors = (gradients[name].reshape(-1), local(self.parameters[name]).view(-1), *(x.view(-1) for x in state))
@@ -206,8 +215,9 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _stacks(matrices: Mapping[str, Tensor]) -> list[Stack]:
-    """Groups matrices by shape. Gate and up of an expert, stored as one [2F D], are two maps: orthogonalised apart."""
+def _stacks(matrices: Mapping[str, Tensor], scales: Mapping[str, Scale]) -> list[Stack]:
+    """Groups matrices by shape and rate. Gate and up of an expert, stored as one [2F D], are two maps, made orthogonal
+    apart."""
     by_shape: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}  # alike on all ranks, whose parts may be empty
     for name, parameter in matrices.items():
         halves = 2 if name.endswith("gate_up") else 1
@@ -215,36 +225,41 @@ def _stacks(matrices: Mapping[str, Tensor]) -> list[Stack]:
         rows = local(parameter).float()
         rows = rows.reshape(rows.shape[:-2].numel() * halves, rows.shape[-2] // halves, rows.shape[-1])
         shape = parameter.shape[-2] // halves, parameter.shape[-1]
-        alike = shape, parameter.dim(), getattr(parameter, "placements", None)  # whole experts, divided matrices
-        by_shape.setdefault(alike, []).append((name, rows))
+        lr_scale = scales.get(name, Scale()).muon
+        spread = parameter.dim(), getattr(parameter, "placements", None)  # whole experts, divided matrices
+        by_shape.setdefault((shape, lr_scale, spread), []).append((name, rows))
     stacks = []
-    for (shape, _, _), parts in by_shape.items():
+    for (shape, lr_scale, _), parts in by_shape.items():
         slices, first = [], 0
         for name, rows in parts:
             slices.append(Slice(name, first, len(rows)))
             first += len(rows)
         master = torch.cat([rows for _, rows in parts])
-        stacks.append(Stack(shape=shape, slices=tuple(slices), master=master, momentum=torch.zeros_like(master)))
+        momentum = torch.zeros_like(master)
+        stacks.append(Stack(shape=shape, lr_scale=lr_scale, slices=tuple(slices), master=master, momentum=momentum))
     return stacks
 
 
-def _groups(parameters: Mapping[str, Tensor], recipe: OptimizerRecipe) -> list[Group]:
+def _groups(parameters: Mapping[str, Tensor], recipe: OptimizerRecipe, scales: Mapping[str, Scale]) -> list[Group]:
     """Matrices, the head and patch weights decay; the embedding, gains, biases and routers do not."""
-    by_kind: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
+    by_kind: dict[tuple[float, float, float], list[tuple[str, Tensor]]] = {}
     for name, parameter in parameters.items():
         decays = is_matrix(name, parameter) or name.endswith(("head.weight", "vision.patch.weight"))
-        decay = recipe.weight_decay if decays else 0.0
-        by_kind.setdefault((_lr_scale(name, recipe), decay), []).append((name, local(parameter).float().clone()))
+        scale = scales.get(name, Scale())
+        decay = recipe.weight_decay / scale.adamw if decays else 0.0  # their product stays what it was
+        kind = _lr_scale(name, recipe) * scale.adamw, decay, recipe.eps * scale.eps
+        by_kind.setdefault(kind, []).append((name, local(parameter).float().clone()))
     return [
         Group(
             names=tuple(name for name, _ in parts),
             lr_scale=lr_scale,
             weight_decay=decay,
+            eps=eps,
             master=[master for _, master in parts],
             first=[torch.zeros_like(master) for _, master in parts],
             second=[torch.zeros_like(master) for _, master in parts],
         )
-        for (lr_scale, decay), parts in by_kind.items()
+        for (lr_scale, decay, eps), parts in by_kind.items()
     ]
 
 

@@ -92,6 +92,22 @@ class OptimizerRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRecipe:
+    """How `optimizer.lr`, found for a small model, becomes that of another width and depth (`train.transfer`).
+
+    `base` is the small model, named as in `model.preset`. Branches of layers shrink with depth to the power of
+    -`depth_exponent`.
+    """
+
+    base: str
+    depth_exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        good = 0.5 <= self.depth_exponent <= 1
+        require(good, "transfer.depth_exponent", self.depth_exponent, "within 0.5 (Depth-muP) and 1 (CompleteP)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleRecipe:
     """Warm-up, stable, decay: `decay_steps` at the end fall linearly to `final_fraction` of the learning rate."""
 
@@ -215,6 +231,7 @@ class Recipe:
     compute: ComputeRecipe
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
+    transfer: TransferRecipe | None = None
     energy: Site = field(default_factory=Site)
     log: LogRecipe = field(default_factory=LogRecipe)
 
@@ -264,9 +281,15 @@ class RunRecipe(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
+_LATER: Mapping[str, Any] = {"transfer": None}
+"""Tables that came after the first runs, and what they are where they are not used."""
+
+
 def digest_of(tables: Mapping[str, Any]) -> str:
-    """Returns a recipe's digest: of its tables but those that say when, where, on how many ranks, and who is told."""
+    """Returns a recipe's digest: of its tables but those that say when, where, on how many ranks, and who is told. What
+    came later is not in it until it is used, so that earlier runs go on."""
     kept = {name: table for name, table in tables.items() if name not in ("checkpoint", "parallel", "energy", "log")}
+    kept = {name: table for name, table in kept.items() if name not in _LATER or table != _LATER[name]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

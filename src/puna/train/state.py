@@ -38,6 +38,7 @@ from puna.train.recipe import Recipe, RunRecipe
 from puna.train.shards import local, part_of
 from puna.train.spread import spread
 from puna.train.stage import Stage
+from puna.train.transfer import Scale, scales_of
 from puna.weights.source import open_source
 from puna.weights.stored import Staging
 
@@ -86,9 +87,9 @@ def start_values(recipe: Recipe, config: LlamaConfig) -> Iterator[tuple[str, Ten
     Raises ConfigError or WeightsError when that checkpoint is missing, damaged or of another model.
     """
     if not recipe.model.start:
-        generator = torch.Generator().manual_seed(recipe.model.seed)
+        generator, scales = torch.Generator().manual_seed(recipe.model.seed), scales_of(recipe, config)
         for name, parameter in _described(config).named_parameters():
-            yield name, start_value(name, parameter.shape, config, generator)
+            yield name, start_value(name, parameter.shape, config, generator) * scales.get(name, Scale()).start
         return
     source, staging = open_source(Path(recipe.model.start), torch.float32), Staging()
     if source.config != config:
@@ -106,7 +107,8 @@ def start_on_ranks(recipe: Recipe, config: LlamaConfig, mesh: Mesh) -> tuple[Sta
     for name, value in start_values(recipe, config):
         if name in own:
             local(own[name]).copy_(part_of(value, own[name]))
-    return stage, Optimizer(own.items(), recipe.optimizer, stages=recipe.parallel.pipeline)
+    scales = scales_of(recipe, config)
+    return stage, Optimizer(own.items(), recipe.optimizer, stages=recipe.parallel.pipeline, scales=scales)
 
 
 def _described(config: LlamaConfig) -> Llama:
@@ -118,7 +120,7 @@ def _described(config: LlamaConfig) -> Llama:
 def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
     """Returns the state of one process before the first step. Raises as `start_weights` does."""
     model = start_weights(recipe, config).to(recipe.compute.device)
-    optimizer = Optimizer(model.named_parameters(), recipe.optimizer)
+    optimizer = Optimizer(model.named_parameters(), recipe.optimizer, scales=scales_of(recipe, config))
     cast(model, getattr(torch, recipe.compute.dtype))
     return first_state(recipe, model, optimizer)
 
