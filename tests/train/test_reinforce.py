@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from puna.errors import ConfigError, PromptError
 from puna.model.transformer import Llama
+from puna.prompt.render import Prompt
 from puna.train.pack import DataState
-from puna.train.reinforce import REWARDS, ROUNDS, Grouped, RolloutBatch, begin, gained, reading
+from puna.train.reinforce import REWARDS, ROUNDS, Grouped, RolloutBatch, Rounds, begin, gained, merged, reading
 from puna.train.tune import tune
 from puna.train.tune_recipe import TuneRecipe, from_dict
 from puna.train.workbench import Workbench, open_bench
@@ -130,7 +132,33 @@ def test_a_round_is_drawn_again_as_it_was_and_read_where_it_is_half_learnt(bench
     ((half, _),) = batches_of(bench, 1, drawn[2][1])
     assert torch.equal(half.told, drawn[3][0].told) and torch.equal(half.routes, drawn[3][0].routes)
     lines = json.loads((bench.run / ROUNDS / "000000.json").read_text())
-    assert {"id", "advantage", "old", "base", "sample"} == set(lines["parts"][0][0])
+    assert {"id", "advantage", "times", "old", "base", "sample"} == set(lines["parts"][0][0])
+
+
+def test_equal_replies_are_read_once_and_count_as_often(bench: Workbench) -> None:
+    feed = begin(bench).feed
+    assert isinstance(feed, Rounds)
+    bench.judges = JUDGES
+    drawn = [each for part in feed._draw(0, 0).parts for each in part]
+    one, other = drawn[0], next(each for each in drawn if each.sample.ids != drawn[0].sample.ids)
+    loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)
+    apart, once = feed._batch([one, other, one, one], 0.0), feed._batch(merged([one, other, one, one]), 0.0)
+    assert (once.weights > 0).sum() < (apart.weights > 0).sum() and loss.total(once) == loss.total(apart) == 4
+    for level in ("token", "sequence"):
+        loss.options = replace(loss.options, level=level)
+        torch.testing.assert_close(loss(once, loss.total(once)).total, loss(apart, loss.total(apart)).total)
+
+
+def test_replies_to_a_task_show_its_pictures_once(bench: Workbench) -> None:
+    feed = begin(bench).feed
+    assert isinstance(feed, Rounds)
+    config = bench.config.vision
+    assert config is not None
+    own = torch.rand(3, 3, config.tile_size, config.tile_size)
+    pictured = zip(feed.tasks, (own[:1], own[1:]), strict=False)
+    feed.tasks = [task._replace(prompt=Prompt(task.prompt.ids, tiles)) for task, tiles in pictured]
+    tiles, shown = feed._pictures([1, 0, 1])
+    assert len(tiles) == 3 and shown.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_groups_whose_replies_are_worth_the_same_teach_nothing(bench: Workbench) -> None:
@@ -148,7 +176,7 @@ def test_groups_whose_replies_are_worth_the_same_teach_nothing(bench: Workbench)
 def test_a_run_that_was_paused_ends_with_the_same_weights(tiny: Path, tmp_path: Path) -> None:
     def run(name: str, *stops: int) -> Llama:
         for steps in (*stops, 4):
-            tables = tables_of(tiny, tmp_path, updates=2)
+            tables = tables_of(tiny, tmp_path, updates=2, look_every=1)
             tables["data"]["held_out"] = tables["data"]["chats"][0]
             tables["checkpoint"] = {"every_steps": 1, "every_seconds": 0}
             outcome = tune(from_dict(tables), tmp_path / name, _Until(steps))
@@ -159,7 +187,8 @@ def test_a_run_that_was_paused_ends_with_the_same_weights(tiny: Path, tmp_path: 
     for (name, one), (_, other) in zip(whole.named_parameters(), paused.named_parameters(), strict=True):
         assert torch.equal(one, other), name
     lines = [json.loads(line) for line in (tmp_path / "paused" / REWARDS).read_text().splitlines()]
-    assert [line["when"] for line in lines] == ["before", "after"] and set(lines[0]["sources"]) == {"odd", "even"}
+    assert [(line["when"], line["step"]) for line in lines] == [("before", 0), ("between", 2), ("after", 4)]
+    assert set(lines[0]["sources"]) == {"odd", "even"}
 
 
 class _Until:

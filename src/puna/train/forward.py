@@ -27,14 +27,17 @@ from puna.train.next_token import RouterLosses, normalise
 from puna.train.pack import PADDING, Batch
 
 
-def hidden(model: Llama, batch: Batch, *, recompute: bool = False) -> Hidden:
-    """Returns the states [T D] of a batch's tokens behind the last norm, and the routes of all MoE layers."""
+def hidden(model: Llama, batch: Batch, *, recompute: bool = False, shown: Tensor | None = None) -> Hidden:
+    """Returns the states [T D] of a batch's tokens behind the last norm, and the routes of all MoE layers.
+
+    `shown`, int64 [n], says which of the batch's tiles each place for one shows; None: each its own.
+    """
     store = _store(model, batch)
     ids, positions = batch.ids.flatten(), batch.positions.flatten()
     if not (recompute and torch.is_grad_enabled()):
-        return model.hidden(ids, positions, store, _features(model, batch))
+        return model.hidden(ids, positions, store, _features(model, batch, shown))
     text = model.config.text
-    x = model.embed(ids, _features(model, batch))  # T D
+    x = model.embed(ids, _features(model, batch, shown))  # T D
     rotation = text_rotation(positions, text_frequencies(text).to(x.device))
     scale = text.query_temperature
     temperature = None if scale is None else query_temperature(positions, scale)
@@ -73,11 +76,12 @@ def _log_probs(model: Llama, states: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(model.logits(states), targets, reduction="none")
 
 
-def _features(model: Llama, batch: Batch) -> Tensor | None:
+def _features(model: Llama, batch: Batch, shown: Tensor | None) -> Tensor | None:
     if not batch.n_tiles or model.vision is None:
         return None
     with sdpa_kernel(SDPBackend.MATH):  # as in `next_token`
-        return model.embed_tiles(normalise(batch.tiles))
+        features = model.embed_tiles(normalise(batch.tiles))  # I*P D
+    return features if shown is None else features.unflatten(0, (len(batch.tiles), -1))[shown].flatten(0, 1)
 
 
 def _store(model: Llama, batch: Batch) -> KVStore:

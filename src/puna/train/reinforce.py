@@ -20,9 +20,9 @@ http://joschu.net/blog/kl-approx.html.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,18 +50,20 @@ ROUNDS, REWARDS = "rollouts", "rewards.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch(Batch):
-    """Replies in rows. Weights are 1 over a reply's length.
+    """Replies in rows. Weights are how often a reply was drawn over its length.
 
     told       float32 [4 B S], of each target: log-probability in the engine, in this trainer when the round was drawn,
                in the base, and the advantage of its reply
     samples    int64 [B S]: whose token it is, counted within the batch
     routes     int64 [M T k]: the experts that each token goes to, -1 where it may choose
+    shown      int64 [n]: which tile each place for one shows; the replies to a task show the same ones
     reward     the mean over all replies of the round, float32 scalar
     """
 
     told: Tensor
     samples: Tensor
     routes: Tensor
+    shown: Tensor
     reward: Tensor
 
 
@@ -86,12 +88,13 @@ def begin(bench: Workbench) -> Exercise:
             "tokens; raise it"
         )
     (bench.run / "data.json").write_text(json.dumps({"tasks": len(tasks), "used": len(fitting)}) + "\n", "utf-8")
-    feed = Rounds(bench, fitting)
-    if recipe.data.held_out:
-        held_out = list(read_tasks((recipe.data.held_out,), bench.renderer, style, bench.judges))
-        feed.measure(held_out, "before")
-        return Exercise(Grouped(bench.model, options, recipe.loss), feed, lambda: feed.measure(held_out, "after"))
-    return Exercise(Grouped(bench.model, options, recipe.loss), feed)
+    loss = Grouped(bench.model, options, recipe.loss)
+    if not recipe.data.held_out:
+        return Exercise(loss, Rounds(bench, fitting))
+    held_out = list(read_tasks((recipe.data.held_out,), bench.renderer, style, bench.judges))
+    feed = Rounds(bench, fitting, held_out)
+    feed.measure("before", 0)
+    return Exercise(loss, feed, lambda: feed.measure("after", recipe.schedule.steps))
 
 
 class Grouped:
@@ -118,7 +121,8 @@ class Grouped:
         if options.level == "sequence":
             owners = batch.samples.flatten()[read.learnt]  # R
             of_samples = moved.new_zeros(int(batch.samples.max()) + 1)
-            moved = of_samples.index_add(0, owners, moved * weights)[owners]
+            sums, times = (of_samples.index_add(0, owners, each) for each in (moved * weights, weights))
+            moved = (sums / times)[owners]
         ratios = moved.exp()  # R
         held = ratios.clamp(1 - options.clip_low, 1 + options.clip_high)
         trust = (old - engine).exp().clamp(max=options.truncate)
@@ -155,7 +159,7 @@ class Reading(NamedTuple):
 def reading(model: Llama, batch: RolloutBatch, chunk: int) -> Reading:
     """Returns what a model gives a batch's targets, each token going where it went in the engine."""
     with replayed(model, batch.routes):
-        states, routes = forward.hidden(model, batch)
+        states, routes = forward.hidden(model, batch, shown=batch.shown)
     learnt = batch.weights.flatten().nonzero().squeeze(1)  # R
     known = forward.log_probs(model, states[learnt], batch.targets.flatten()[learnt], chunk)
     return Reading(learnt, known, forward.router_losses(routes, batch))
@@ -176,10 +180,12 @@ def replayed(model: Llama, routes: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A reply that is learnt from: the sample, its advantage, and what this trainer and the base give its tokens."""
+    """A reply that is learnt from: the sample, its advantage, how often it was drawn, and what this trainer and the base
+    give its tokens."""
 
     sample: Sample
     advantage: float
+    times: int = 1
     old: tuple[float, ...] = ()
     base: tuple[float, ...] = ()
 
@@ -193,10 +199,11 @@ class Round(NamedTuple):
 
 
 class Rounds:
-    """A `Feed`, and its reader: batches of replies drawn with the weights as they are."""
+    """A `Feed`, and its reader: batches of replies drawn with the weights as they are. `held_out` are tasks to look at
+    on the way, from which nothing is learnt."""
 
-    def __init__(self, bench: Workbench, tasks: Sequence[Task]) -> None:
-        self.bench, self.tasks = bench, tasks
+    def __init__(self, bench: Workbench, tasks: Sequence[Task], held_out: Sequence[Task] = ()) -> None:
+        self.bench, self.tasks, self.held_out = bench, tasks, held_out
         self.options = bench.recipe.reinforce
         of = hashlib.sha256(bench.fingerprint.encode())
         for task in tasks:
@@ -218,6 +225,9 @@ class Rounds:
         number, part = divmod(self._state.sample, self.options.updates)
         following = self._state.waiting[0] if self._state.waiting else 0
         if self._round is None or self._round[0] != number:
+            every = self.options.look_every
+            if every and self.held_out and number and number % every == 0 and part == 0:
+                self.measure("between", number * self.options.updates)
             drawn = self._draw(number, following) if part == 0 else self._read(number)
             self._round = number, drawn
         drawn = self._round[1]
@@ -230,9 +240,10 @@ class Rounds:
         """Returns the ids of the tasks in a batch."""
         return [self.tasks[task].id for row in batch.pieces for task in row]
 
-    def measure(self, tasks: Sequence[Task], when: str) -> None:
-        """Writes down what the model's most probable replies to held-out tasks are worth, by source. What was measured
-        "before" stays."""
+    def measure(self, when: str, step: int) -> None:
+        """Writes down what the model's most probable replies to the held-out tasks are worth, by source. What was
+        measured "before" stays."""
+        tasks = self.held_out
         file = self.bench.run / REWARDS
         known = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
         if when == "before" and any(each["when"] == when for each in known):
@@ -244,13 +255,14 @@ class Rounds:
             by_source.setdefault(tasks[sample.task].source, []).append(sample.reward)
         line = {
             "when": when,
+            "step": step,
             "reward": float(np.mean([sample.reward for sample in samples])),
             "tasks": len(samples),
             "sources": {name: {"reward": float(np.mean(all_)), "tasks": len(all_)} for name, all_ in by_source.items()},
         }
-        kept = [each for each in known if each["when"] != when]
+        kept = [each for each in known if (each["when"], each.get("step")) != (when, step)]
         file.write_text("".join(json.dumps(each) + "\n" for each in (*kept, line)), "utf-8")
-        self.bench.say(f"held out {when}: reward {line['reward']:.3f} of {len(samples)} tasks")
+        self.bench.say(f"held out, step {step}: reward {line['reward']:.3f} of {len(samples)} tasks")
 
     def _draw(self, number: int, first: int) -> Round:
         """Draws until enough groups teach something, at most `tries` times, and writes the round down."""
@@ -270,7 +282,7 @@ class Rounds:
                 advantages = gained([sample.reward for sample in group], normalise=options.normalise)
                 if any(advantages):
                     n_groups += 1
-                    chosen += [Drawn(sample, gain) for sample, gain in zip(group, advantages, strict=True)]
+                    chosen += merged(Drawn(sample, gain) for sample, gain in zip(group, advantages, strict=True))
             if n_groups >= options.prompts:
                 break
         order = np.random.Generator(np.random.Philox(key=[self.bench.recipe.data.seed, number])).permutation(
@@ -298,7 +310,7 @@ class Rounds:
         batch, chunk = self._batch(part, 0.0), self.bench.recipe.loss.chunk
         old = self._by_sample(batch, reading(self.bench.model, batch, chunk), len(part))
         base = old if self._base is None else self._by_sample(batch, reading(self._base, batch, chunk), len(part))
-        return [Drawn(each.sample, each.advantage, old[i], base[i]) for i, each in enumerate(part)]
+        return [replace(each, old=old[i], base=base[i]) for i, each in enumerate(part)]
 
     def _by_sample(self, batch: RolloutBatch, read: Reading, n: int) -> list[tuple[float, ...]]:
         owners = batch.samples.flatten()[read.learnt].tolist()
@@ -318,7 +330,7 @@ class Rounds:
         samples = np.full_like(ids, -1)
         weights, told = np.zeros(shape, dtype=np.float32), np.zeros((4, *shape), dtype=np.float32)
         routes = np.full((len(text.moe_layers), *shape, max(text.n_active_experts, 1)), -1, dtype=np.int64)
-        tiles, numbers = [], []
+        numbers = []
         for b, row in enumerate(rows):
             at = 0
             for d, i in enumerate(row):
@@ -329,34 +341,46 @@ class Rounds:
                 answered = slice(first, stop - 1)  # from where the reply's tokens were chosen
                 ids[b, at:stop], positions[b, at:stop], documents[b, at:stop] = whole, np.arange(len(whole)), d
                 targets[b, at : stop - 1] = whole[1:]
-                weights[b, answered], samples[b, answered] = 1 / len(sample.ids), i
+                weights[b, answered], samples[b, answered] = drawn.times / len(sample.ids), i
                 told[0, b, answered], told[3, b, answered] = sample.logprobs, drawn.advantage
                 if drawn.old:
                     told[1, b, answered], told[2, b, answered] = drawn.old, drawn.base
                 if routes.shape[0]:
                     routes[:, b, answered] = np.asarray(sample.routes).transpose(1, 0, 2)
-                tiles += [] if prompt.tiles is None else [prompt.tiles]
                 at = stop
             numbers.append(tuple(part[i].sample.task for i in row))
             positions[b, at:] = np.arange(width - at)
-        seen = torch.cat(tiles).mul(0.5).add(0.5).mul(255).round().byte() if tiles else _no_tiles(config)
+        tiles, shown = self._pictures([task for row in numbers for task in row])
         batch = RolloutBatch(
             ids=torch.from_numpy(ids),
             positions=torch.from_numpy(positions),
             documents=torch.from_numpy(documents),
             targets=torch.from_numpy(targets),
             weights=torch.from_numpy(weights),
-            tiles=seen,
-            n_tiles=len(seen),
+            tiles=tiles,
+            n_tiles=len(tiles),
             pieces=tuple(numbers),
             told=torch.from_numpy(told),
             samples=torch.from_numpy(samples),
             routes=torch.from_numpy(routes).flatten(1, 2),
+            shown=shown,
             reward=torch.tensor(reward),
         )
         moved = batch.to(self.bench.device)
         assert isinstance(moved, RolloutBatch), "as it was"
         return moved
+
+    def _pictures(self, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns the tiles of tasks, uint8 [I 3 S S], each task's once, and which of them every place shows, int64."""
+        places, tiles, shown = dict[int, int](), list[Tensor](), list[int]()
+        for task in tasks:
+            own = self.tasks[task].prompt.tiles
+            if own is not None:
+                if task not in places:
+                    places[task] = sum(map(len, tiles))
+                    tiles.append(own.mul(0.5).add(0.5).mul(255).round().byte())
+                shown += range(places[task], places[task] + len(own))
+        return torch.cat(tiles) if tiles else _no_tiles(self.bench.config), torch.tensor(shown, dtype=torch.int64)
 
     def _file(self, number: int) -> Path:
         return self.bench.run / ROUNDS / f"{number:06d}.json"
@@ -396,6 +420,16 @@ def gained(rewards: Sequence[float], *, normalise: bool) -> list[float]:
     return [float(gain) for gain in above]
 
 
+def merged(group: Iterable[Drawn]) -> list[Drawn]:
+    """Returns the replies of a group with those that are word for word the same as one, which counts as often: equal
+    replies are worth the same, and are read once."""
+    found: dict[tuple[int, ...], Drawn] = {}
+    for each in group:
+        known = found.get(each.sample.ids)
+        found[each.sample.ids] = each if known is None else replace(known, times=known.times + each.times)
+    return list(found.values())
+
+
 def _rows(lengths: Sequence[int], width: int) -> list[list[int]]:
     """Puts each into the first row that has room for it."""
     rows: list[list[int]] = []
@@ -416,7 +450,7 @@ def _drawn(document: dict[str, Any]) -> Drawn:
     routes = tuple(tuple(tuple(experts) for experts in token) for token in sample["routes"])
     ids, logprobs = tuple(sample["ids"]), tuple(sample["logprobs"])
     whole = Sample(sample["task"], ids, logprobs, routes, sample["reward"], sample["text"])
-    return Drawn(whole, document["advantage"], tuple(document["old"]), tuple(document["base"]))
+    return Drawn(whole, document["advantage"], document["times"], tuple(document["old"]), tuple(document["base"]))
 
 
 def _base(bench: Workbench) -> Llama:

@@ -137,6 +137,7 @@ class ReinforceRecipe:
     kl                    weight of the divergence from the base; above 0 the base stays in memory
     normalise             divides advantages by their group's standard deviation
     tries                 how often tasks are drawn anew for groups that teach nothing
+    look_every            rounds after which held-out tasks are answered again; 0: before the first and after the last
     """
 
     prompts: int = 8
@@ -150,6 +151,7 @@ class ReinforceRecipe:
     kl: float = 0.0
     normalise: bool = True
     tries: int = 3
+    look_every: int = 0
 
     def __post_init__(self) -> None:
         for name in ("prompts", "updates", "max_new_tokens", "tries", "clip_low", "clip_high", "truncate"):
@@ -157,6 +159,7 @@ class ReinforceRecipe:
         require(self.samples > 1, "reinforce.samples", self.samples, "2 or more: replies are compared")
         require(self.level in ("token", "sequence"), "reinforce.level", self.level, '"token" or "sequence"')
         require(self.kl >= 0, "reinforce.kl", self.kl, "zero or more")
+        require(self.look_every >= 0, "reinforce.look_every", self.look_every, "zero (never on the way) or positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
