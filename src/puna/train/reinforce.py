@@ -180,8 +180,8 @@ def replayed(model: Llama, routes: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A reply that is learnt from: the sample, its advantage, how often it was drawn, and what this trainer and the base
-    give its tokens."""
+    """A reply that is learnt from: the sample, its advantage, how often it was drawn, and what its tokens are given by this
+    trainer and by the base."""
 
     sample: Sample
     advantage: float
