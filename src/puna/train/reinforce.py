@@ -180,8 +180,10 @@ def replayed(model: Llama, routes: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A reply that is learnt from: the sample, its advantage, how often it was drawn, and what its tokens are given by this
-    trainer and by the base."""
+    """A reply that is learnt from: sample, advantage, how often it was drawn.
+
+    old, base  log-probabilities of its tokens in this trainer and in the base
+    """
 
     sample: Sample
     advantage: float
