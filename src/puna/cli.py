@@ -1143,7 +1143,7 @@ def _made_plan(arguments: argparse.Namespace) -> "ServePlan | TrainPlan | TunePl
     from puna.meter import Site
     from puna.plan import plan
     from puna.plan.activations import Shape
-    from puna.plan.hardware import parse
+    from puna.plan.cluster import parse
     from puna.plan.serve import Asked
     from puna.plan.step import Assumed
     from puna.plan.train import Length

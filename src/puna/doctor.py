@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 
 from puna import host
 from puna.card import memory
-from puna.card.hardware import usable
 from puna.card.words import size, whole
 from puna.config import LlamaConfig
+from puna.hardware import usable
 from puna.host import Host
 from puna.kernels.build import CannotBuildError, library
 from puna.presets import PRESETS

@@ -57,8 +57,3 @@ def test_longest_sequence_fits_and_one_more_block_does_not(n_bytes: int) -> None
 def test_numbers_without_scales_take_their_bits() -> None:
     text_only = replace(CRIA, vision=None)
     assert memory.model_bytes(text_only, memory.SCHEMES["none"], float_bytes=4) == 4 * count(text_only).total
-
-
-def test_a_step_needs_more_for_more_tokens_and_logits() -> None:
-    few, many, wide = (memory.step_bytes(SCOUT, *n) for n in ((1, 1), (8192, 1), (1, 8192)))
-    assert few < many < wide

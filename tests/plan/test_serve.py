@@ -8,7 +8,7 @@ import torch
 from puna.engine import cache
 from puna.engine.blocks import Layout
 from puna.plan import search
-from puna.plan.hardware import parse
+from puna.plan.cluster import parse
 from puna.plan.serve import Asked, serve
 from puna.plan.shares import Serving
 from puna.presets import CRIA, MAVERICK, SCOUT

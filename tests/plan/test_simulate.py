@@ -4,8 +4,8 @@ import pytest
 
 from puna.plan import failures, simulate
 from puna.plan.activations import Shape
+from puna.plan.cluster import parse
 from puna.plan.failures import Habits
-from puna.plan.hardware import parse
 from puna.plan.pipeline import order, simulated
 from puna.plan.shares import Training
 from puna.plan.simulate import Task

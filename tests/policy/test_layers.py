@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[2] / "src" / "puna"
 
-GROUND = frozenset({"errors", "shapes", "config", "presets", "records", "meter", "host"})
+GROUND = frozenset({"errors", "shapes", "config", "presets", "records", "meter", "host", "hardware"})
 BELOW_CHAT = GROUND | {"prompt", "kernels", "model", "weights", "quant", "offload", "adapters", "parallel", "engine"}
 
 # Each name directly under src/puna -> what its files may import besides their own package ("engine.request": one file).
@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "guard": GROUND | {"prompt", "chat"},
     **dict.fromkeys(("terminal", "serve", "eval"), GROUND | {"prompt", "engine.request", "chat", "guard"}),
     "train": GROUND | {"prompt", "kernels", "model", "adapters", "weights", "quant", "parallel", "plan"},
-    "bench": GROUND | {"model", "engine", "chat", "plan"},
+    "bench": GROUND | {"kernels.native", "model", "engine", "chat", "plan"},
     "card": GROUND,
     "doctor": GROUND | {"card", "kernels.build"},
     "plan": GROUND | {"card.params", "card.memory"},

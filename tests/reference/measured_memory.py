@@ -9,6 +9,7 @@ Prints one JSON document: the bytes added to what interpreter, libraries and a f
 
 import json
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,22 +20,22 @@ from puna.config import LlamaConfig
 from puna.presets import SCOUT
 
 
-def toy() -> LlamaConfig:
-    """Scout in small: a hundred million parameters in eight layers, chunks of 512."""
+def toy(share: int = 1) -> LlamaConfig:
+    """Scout in small: a hundred million parameters in eight layers, chunks of 512. `share`: so many times narrower."""
     text = replace(
         SCOUT.text,
-        width=512,
+        width=512 // share,
         n_layers=8,
         n_heads=8,
         n_kv_heads=4,
-        head_dim=64,
+        head_dim=64 // share,
         vocab_size=4096,
         context_len=65_536,
         rope_layers=frozenset(i for i in range(8) if (i + 1) % 4),
         chunk_len=512,
         moe_layers=frozenset(range(8)),
         n_experts=8,
-        expert_width=1024,
+        expert_width=1024 // share,
     )
     return replace(
         SCOUT, text=text, vision=None, bos_id=0, stop_ids=(1,), pad_id=2, image_start_id=None, image_end_id=None,
@@ -42,14 +43,14 @@ def toy() -> LlamaConfig:
     )  # fmt: skip
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, share: int = 1) -> None:
     """Writes a checkpoint of the toy, without a tokenizer."""
     from puna.model.transformer import Llama, initialise
     from puna.weights.checkpoint import save_hf
 
-    model = Llama(toy())
+    model = Llama(toy(share))
     initialise(model, torch.Generator().manual_seed(0))
-    save_hf(model.to(torch.bfloat16), toy(), folder)
+    save_hf(model.to(torch.bfloat16), toy(share), folder)
 
 
 def load(folder: Path, quantize: str) -> object:
@@ -123,6 +124,10 @@ def main(arguments: list[str]) -> None:
     from puna.train.update import OneProcess  # noqa: F401
     from puna.weights import checkpoint  # noqa: F401
 
+    if what != "train":  # a model of a few hundred kilobytes brings in all code, and what it keeps for itself
+        with tempfile.TemporaryDirectory() as tiny:
+            make(Path(tiny), share=16)
+            serve(Path(tiny), rest[1], batch=1, context=32)
     before = peak_resident_bytes()
     if what == "load":
         kept = load(Path(rest[0]), rest[1])

@@ -10,9 +10,10 @@ import pytest
 
 from puna.card import memory
 from puna.config import LlamaConfig
+from puna.hardware import KINDS
 from puna.meter import Site
 from puna.plan.activations import Shape
-from puna.plan.hardware import KINDS, parse
+from puna.plan.cluster import parse
 from puna.plan.shares import Training
 from puna.plan.step import Assumed
 from puna.plan.train import CARD_KG_PER_KWH, Length, Trained

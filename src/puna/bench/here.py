@@ -8,7 +8,8 @@ import os
 import torch
 
 from puna.bench import machine
-from puna.plan.hardware import Hardware
+from puna.hardware import Hardware
+from puna.kernels import native
 
 PROBE_RUNS = 5
 
@@ -35,4 +36,5 @@ def hardware_here() -> Hardware:
         net_seconds=1e-4,
         reserve_bytes=250_000_000,
         is_cpu=True,
+        has_kernels=native.available(),
     )

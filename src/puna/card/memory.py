@@ -1,9 +1,8 @@
-"""How many bytes a model takes: weights in any numbers, keys and values by kind of layer, what a step needs besides.
+"""How many bytes a model takes: weights in any numbers, keys and values by kind of layer.
 
-In: a configuration, and how its numbers are stored. Out: bytes by part, exact for weights and for keys and values; what
-comes and goes within a step is an estimate, and says so. Nothing is built and no memory is asked for, so that a model
-of any size can be planned anywhere. Gigabytes on cards of hardware are 10^9 bytes here, GiB are 2^30.
-Not here: whether a machine has that much, and how long anything takes (`plan`).
+In: a configuration, and how its numbers are stored. Out: bytes by part, exact. Nothing is built and no memory is asked
+for, so that a model of any size can be planned anywhere. Gigabytes on cards of hardware are 10^9 bytes here, GiB 2^30.
+Not here: whether a machine has that much, what a step needs besides, and how long anything takes (`plan`).
 
 Source: stored formats, `kernels.formats` and llama-models `quantization/loader.py` and `scripts/quantize.py` (Meta's
 two recipes: int4 in groups of 128 with float32 scales on all experts; fp8 with a scale a row on routed experts, without
@@ -150,22 +149,3 @@ def longest(text: TextConfig, n_bytes: int, element_bytes: int = 2) -> int:
         else:
             high = middle - 1
     return low * each
-
-
-# What a step needs besides --------------------------------------------------------------------------------------------
-
-
-def step_bytes(config: LlamaConfig, n_tokens: int, n_logits: int, element_bytes: int = 2) -> int:
-    """Estimates the most that a step of `n_tokens` tokens keeps beside weights, keys and values.
-
-    That is the stream and the widest layer: either queries, keys, values and their mixture, or rows of experts with
-    gate, up and their product; or in the end `n_logits` rows of logits. Attention is taken as one that keeps no scores.
-    """
-    text = config.text
-    stream = 2 * text.width  # what flows, and its norm
-    attention = 2 * (text.n_heads + text.n_kv_heads) * text.head_dim
-    routed = text.n_active_experts * (text.width + 3 * text.expert_width) + 3 * text.expert_width
-    dense = 3 * text.dense_width
-    widest = max(attention, routed if text.moe_layers else 0, dense if len(text.moe_layers) < text.n_layers else 0)
-    layers = n_tokens * (stream + widest) * element_bytes
-    return max(layers, n_tokens * stream * element_bytes + n_logits * text.vocab_size * LOGIT_BYTES)

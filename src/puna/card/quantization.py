@@ -9,9 +9,9 @@ from typing import Any
 
 from puna.card import memory
 from puna.card.document import Block, Missing, Section, Table
-from puna.card.hardware import ACCELERATORS, USABLE, usable
 from puna.card.records import Records
 from puna.card.words import UNKNOWN, percent, size, whole
+from puna.hardware import KINDS, USABLE, usable
 
 NAMES = {
     "none": "as stored",
@@ -58,7 +58,7 @@ def _sizes(records: Records) -> Table:
 def _fits(records: Records) -> Table:
     config = records.config
     rows = []
-    for device in ACCELERATORS:
+    for device in KINDS.values():
         for name in ("none", "fp8", "int4"):
             weights = memory.model_bytes(config, memory.SCHEMES[name], records.float_bytes)
             n = 1 if name == "int4" else 8

@@ -11,7 +11,7 @@ from puna.card import memory, params
 from puna.config import LlamaConfig
 from puna.plan import search, tuning
 from puna.plan.activations import Shape
-from puna.plan.hardware import Cluster
+from puna.plan.cluster import Cluster
 from puna.plan.search import Found
 from puna.plan.serve import Asked, Served
 from puna.plan.shares import Serving, Training

@@ -12,7 +12,7 @@ from puna.config import LlamaConfig
 from puna.errors import ConfigError
 from puna.plan import serve as serving
 from puna.plan.activations import Shape
-from puna.plan.hardware import Cluster
+from puna.plan.cluster import Cluster
 from puna.plan.serve import Asked, Served
 from puna.plan.shares import Serving, Training, check_serving, check_training
 from puna.plan.step import Assumed

@@ -1,9 +1,9 @@
 """What serving takes of each rank, and how fast it can be at best: bytes, the longest context, floors of both phases.
 
 In: a configuration, a cluster, a layout and what is asked for. Out: a `Served`. Bytes of weights, keys and values are
-exact; what comes and goes in a step is an estimate. A *floor* is what bytes and operations allow at the hardware's full
-speed, with nothing else in the way: no engine can be faster. An *estimate* takes what good kernels reach (`REACHED`)
-and adds what ranks tell each other.
+exact, those of a step are `forward`'s. A *floor* is what bytes and operations allow at the hardware's full speed, with
+nothing else in the way: no engine can be faster. An *estimate* takes what good kernels reach (`REACHED`) and adds what
+ranks tell each other.
 Not here: which layout is best (`search`), images, guesses of next tokens.
 """
 
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from puna.card import memory
 from puna.card.memory import Scheme
 from puna.config import LlamaConfig, TextConfig
-from puna.plan.hardware import Cluster, Hardware, Numbers
+from puna.hardware import Hardware, Numbers
+from puna.plan import forward
+from puna.plan.cluster import Cluster
+from puna.plan.forward import MAX_STEP_TOKENS
 from puna.plan.shares import Serving, every_weight, layers_of, served
-
-MAX_STEP_TOKENS = 2048
-"""Tokens of one forward, as `engine.MAX_STEP_TOKENS`."""
 
 KV_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
 
@@ -158,13 +158,16 @@ def _rank(
         n_bytes = memory.weight_bytes(weight, scheme, asked.float_bytes, config.text.n_layers)
         weights[weight.part] = weights.get(weight.part, 0) + n_bytes
     text = _share(config.text, layout, stage)
-    tokens = min(MAX_STEP_TOKENS, max(sequences * asked.context, 1))
-    share = replace(config, text=text)
+    share, tokens = replace(config, text=text), forward.step_tokens(text, sequences, asked.context)
+    if hardware.has_kernels and "fp8" not in asked.scheme:  # which they do not know
+        step = forward.kernels_bytes(share, tokens, sequences, scheme, asked.float_bytes)
+    else:
+        step = forward.torch_bytes(share, tokens, sequences, asked.float_bytes)
     return RankBytes(
         rank=stage * layout.team,
         weights=weights,
         kv=sequences * memory.sequence_bytes(text, asked.context, KV_BYTES[asked.kv_dtype]),
-        step=memory.step_bytes(share, tokens, sequences, asked.float_bytes),
+        step=step,
         reserve=hardware.reserve_bytes,
     )
 

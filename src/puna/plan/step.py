@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from puna.hardware import Numbers
 from puna.plan.activations import Kept
-from puna.plan.hardware import Cluster, Numbers
+from puna.plan.cluster import Cluster
 from puna.plan.shares import layers_of, trained
 from puna.plan.training import MASTER, Job, is_matrix
 

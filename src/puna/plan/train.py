@@ -15,8 +15,8 @@ from typing import Any
 from puna import meter
 from puna.meter import Site
 from puna.plan import failures, pipeline, training
+from puna.plan.cluster import MTBF_HOURS, Cluster
 from puna.plan.failures import Habits, Run
-from puna.plan.hardware import MTBF_HOURS, Cluster
 from puna.plan.pipeline import Simulated
 from puna.plan.shares import layers_of
 from puna.plan.step import Assumed, Step

@@ -2,24 +2,28 @@
 
 In: a run's recipe and the model's configuration. Out: `work.json` in the folder of the run, for its page. A token takes
 6 operations for each parameter that it is multiplied with: those of the decoder and the head, of routed experts the
-chosen ones, and not the embedding, of which it reads a row. Attention to earlier positions and the vision tower are
-left out, so the utilisation is a lower bound.
+chosen ones, and not the embedding, of which it reads a row. Where only some train, the others take 4: there is no
+gradient of theirs. Attention to earlier positions and the vision tower are left out, so the utilisation is a lower
+bound; so are a tuning's teacher, and replies that are drawn between its steps.
 
 Source: Kaplan et al., arXiv 2001.08361 (6 operations); Chowdhery et al., arXiv 2204.02311 (utilisation).
 """
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from puna.config import LlamaConfig
-from puna.model.count import count_parameters
-from puna.plan.hardware import KINDS
+from puna.hardware import KINDS
+from puna.model.count import count_parameters, part_of, shapes
 from puna.train.recipe import RunRecipe
 
 WORK = "work.json"
+_NOT_MULTIPLIED = ("embedding", "vision", "adapter", "projector")  # by every token of a text
 
 
 class Work(NamedTuple):
@@ -31,10 +35,10 @@ class Work(NamedTuple):
     peak_source: str
 
 
-def work_of(recipe: RunRecipe, config: LlamaConfig, processor: str) -> Work:
-    """Returns what a run takes on processors of this name, as the driver says it."""
-    count = count_parameters(config)
-    flops = 6.0 * (count.activated - count.embedding)
+def work_of(recipe: RunRecipe, config: LlamaConfig, processor: str, trained: Mapping[str, int] | None = None) -> Work:
+    """Returns what a run takes on processors of this name, as the driver says it. trained: names and sizes of what
+    trains, parameters of the model or factors beside them; None: the whole model."""
+    flops = token_flops(config, trained)
     ranks, declared = recipe.parallel.world, recipe.log.peak_tflops
     if declared:
         return Work(flops, declared * 1e12 * ranks, f"{declared:g} TFLOP/s declared, times {ranks}")
@@ -46,9 +50,21 @@ def work_of(recipe: RunRecipe, config: LlamaConfig, processor: str) -> Work:
     return Work(flops, None, "not known: log.peak_tflops declares it")
 
 
-def write_work(run: Path, recipe: RunRecipe, config: LlamaConfig) -> None:
-    """Writes `work.json` for a run on the processor of this process."""
+def token_flops(config: LlamaConfig, trained: Mapping[str, int] | None = None) -> float:
+    """Returns the operations of a token, as the head of this file counts them. `trained` as in `work_of`."""
+    count, text = count_parameters(config), config.text
+    own = {name: math.prod(shape) for name, shape in shapes(config).items()}
+    learnt = 0.0
+    for name, size in (own if trained is None else trained).items():
+        if (part := part_of(name)) not in _NOT_MULTIPLIED:
+            share = text.n_active_experts / text.n_experts if part == "routed_experts" else 1.0
+            learnt += share * size * (2 if name in own else 6)
+    return 4.0 * (count.activated - count.embedding) + learnt
+
+
+def write_work(run: Path, recipe: RunRecipe, config: LlamaConfig, trained: Mapping[str, int] | None = None) -> None:
+    """Writes `work.json` for a run on the processor of this process. `trained` as in `work_of`."""
     name = torch.cuda.get_device_name() if recipe.compute.device == "cuda" else ""
     partial = run / f"{WORK}.partial"
-    partial.write_text(json.dumps(work_of(recipe, config, name)._asdict()) + "\n", "utf-8")
+    partial.write_text(json.dumps(work_of(recipe, config, name, trained)._asdict()) + "\n", "utf-8")
     partial.replace(run / WORK)

@@ -1,26 +1,20 @@
-"""Kinds of accelerators and what they offer: memory, arithmetic, links, watts; and a number of one kind as a cluster.
+"""Kinds of accelerators and what they offer: memory, arithmetic, links, watts. The one table of them, with its sources.
 
-In: a name and a count such as "h100:8". Out: a `Cluster`. Peaks are those of datasheets, without sparsity; what
-programs reach of them is another matter (`serve`, `step`). "here" is measured, not declared (`puna.bench.here`).
-Gigabytes are 10^9 bytes; memory is what a driver leaves to programs, which is a little more than 80 GB on an H100
-"80GB" and a little less than 141 on an H200.
+In: a name such as "h100". Out: a `Hardware`. Peaks are those of datasheets, without sparsity; what programs reach of
+them is another matter (`plan`). Memory is what a driver leaves to programs, a little more than 80 GB on an H100 "80GB"
+and a little less than 141 on an H200. Gigabytes are 10^9 bytes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from puna.errors import ConfigError
-
 Numbers = Literal["float32", "bfloat16", "fp8", "int8", "fp4"]
 
 GIB = 2**30
 
-MTBF_HOURS = 50_700.0
-"""Mean hours between two failures that stop a run, of one GPU and its share of the machine around it.
-
-Source: Llama 3 (arXiv 2407.21783, section 3.3.4): 419 unexpected interruptions in 54 days on 16,384 H100.
-"""
+USABLE = 0.95
+"""The share of a device's memory that weights, keys and values may take: the rest is the driver's and a step's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +28,7 @@ class Hardware:
     link_bytes, net_bytes      what one sends in a second to others of its node, and to other nodes, in one direction
     link_seconds, net_seconds  how long the first byte takes
     reserve_bytes              taken by the driver's context and buffers of collectives in every process
+    has_kernels                a processor for which the C++ kernels are built
     """
 
     name: str
@@ -49,43 +44,11 @@ class Hardware:
     net_seconds: float = 12e-6
     reserve_bytes: int = int(1.5e9)
     is_cpu: bool = False
+    has_kernels: bool = False
 
     def rate(self, numbers: Numbers) -> float:
         """Returns operations a second in these numbers, or in bfloat16 where it has none of them."""
         return self.flops.get(numbers, self.flops["bfloat16"])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """`count` accelerators of one kind; machines are filled one after the other."""
-
-    hardware: Hardware
-    count: int
-
-    def ring(self, ranks: int, stride: int = 1) -> float:
-        """Returns the bytes a second at which `ranks` ranks, every `stride`-th one, gather or sum up.
-
-        What leaves a node goes over the network ports of all its members in the group.
-        """
-        hardware = self.hardware
-        if ranks * stride <= hardware.node:
-            return hardware.link_bytes
-        members = min(ranks, max(1, hardware.node // stride))
-        return min(hardware.link_bytes, members * hardware.net_bytes)
-
-    def exchange(self, ranks: int, stride: int = 1) -> float:
-        """Returns the bytes a second at which each of `ranks` ranks sends to all others something of its own."""
-        hardware = self.hardware
-        near = min(ranks, max(1, hardware.node // stride))
-        far = ranks - near
-        if not far:
-            return hardware.link_bytes
-        return min(hardware.net_bytes * (ranks - 1) / far, hardware.link_bytes * (ranks - 1) / max(near - 1, 1))
-
-    def latency(self, ranks: int, stride: int = 1) -> float:
-        """Returns the seconds that a message among such ranks takes at least."""
-        inside = ranks * stride <= self.hardware.node
-        return self.hardware.link_seconds if inside else self.hardware.net_seconds
 
 
 def _gpu(
@@ -157,15 +120,6 @@ KINDS: Mapping[str, Hardware] = {
 Each GPU has a network port of its own."""
 
 
-def parse(text: str, here: Hardware | None = None) -> Cluster:
-    """Returns the cluster that "KIND:COUNT" or "KIND" names. `here`: what this machine was measured to be, for "here".
-
-    Raises ConfigError for an unknown kind or a count that is none.
-    """
-    name, colon, number = text.lower().partition(":")
-    kinds = dict(KINDS) | ({} if here is None else {"here": here})
-    if name not in kinds:
-        raise ConfigError(f"--hardware is {text!r}: no such kind; give one of {', '.join(KINDS)}, here, and :COUNT")
-    if colon and not (number.isdigit() and int(number) > 0):
-        raise ConfigError(f"--hardware is {text!r}: {number!r} is no count; write for example {name}:8")
-    return Cluster(hardware=kinds[name], count=int(number) if colon else 1)
+def usable(memory_bytes: int) -> int:
+    """Returns what weights, keys and values may take of a device."""
+    return int(memory_bytes * USABLE)
