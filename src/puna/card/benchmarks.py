@@ -40,15 +40,16 @@ def _table(evaluations: Sequence[Evaluation]) -> Table:
     rows = []
     for each in evaluations:
         published = [each.published.get(model, UNKNOWN) for model in columns]
-        interval = UNKNOWN if each.low is None else f"{_value(each, each.low)} to {_value(each, each.high)}"
+        interval = UNKNOWN if each.low is None else f"{value(each, each.low)} to {value(each, each.high)}"
         name = each.benchmark if names.count(each.benchmark) == 1 else f"{each.benchmark}: {each.task}"
         row = (name, str(each.shots), each.metric, _remarks(each, notes))
-        rows.append((*row, _value(each, each.score), interval, _n(each), *published))
+        rows.append((*row, value(each, each.score), interval, _n(each), *published))
     head = ("Benchmark", "# Shots", "Metric", "Remarks", evaluations[0].model, "95 %", "n", *columns)
     return Table(head, tuple(rows), 4, "", tuple(f"[{i}] {note}" for i, note in enumerate(notes, start=1)))
 
 
-def _value(each: Evaluation, number: float | None) -> str:
+def value(each: Evaluation, number: float | None) -> str:
+    """Returns a number in the unit of an evaluation, shares in per cent."""
     if number is None:
         return UNKNOWN
     return percent(number) if each.unit == "share" else f"{number:.4g}"

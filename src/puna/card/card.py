@@ -16,6 +16,7 @@ from puna.card.information import considerations, information, use
 from puna.card.quantization import quantization
 from puna.card.records import Records
 from puna.card.safeguards import safeguards
+from puna.card.stages import stages
 from puna.card.training import data, hardware
 
 
@@ -62,16 +63,18 @@ LEAD = (
 
 def make(records: Records) -> Card:
     """Returns the card of a model."""
-    sections = (
+    found = (
         information(records),
         use(records),
         hardware(records),
         data(records),
+        stages(records),
         benchmarks(records),
         quantization(records),
         safeguards(records),
         considerations(records),
     )
+    sections = tuple(each for each in found if each is not None)
     made_from = ", ".join(f"{name} ({digest})" for name, digest in records.sources.items())
     return Card(
         name=records.declared.name or records.name,

@@ -7,6 +7,7 @@ In: folders, the first of which has a file winning. Out: `Records`. Which file i
     results.json            benchmarks, as `puna eval --out` leaves them
     evaluation.json         what training held out: label -> what `puna eval --task held_out --json` prints
     quantization*.json      what `puna quantize --report --json` prints
+    stage-RUN.json          benchmarks of the weights as they were after the run of this name, as results.json
     safety.json, redteam.json, critical.json   as `puna eval --suite` leaves them
     *.safetensors           the weights; only their size is asked for
 
@@ -28,6 +29,7 @@ from puna.records import RESULTS, TRAINING, Evaluation, Training, read_evaluatio
 
 HELD_OUT = "evaluation.json"
 QUANTIZATIONS = "quantization*.json"
+STAGES = "stage-*.json"
 SAFETY, REDTEAM, CRITICAL = "safety.json", "redteam.json", "critical.json"
 NEEDED = {
     SAFETY: ("policy", "sets", "tone", "missing"),
@@ -35,7 +37,7 @@ NEEDED = {
     QUANTIZATIONS: ("to", "parts", "bytes"),
 }
 """What a document must have, by the name of its file."""
-KNOWN = (DECLARED_FILE, TRAINING, RESULTS, HELD_OUT, QUANTIZATIONS, SAFETY, REDTEAM, CRITICAL)
+KNOWN = (DECLARED_FILE, TRAINING, RESULTS, HELD_OUT, QUANTIZATIONS, STAGES, SAFETY, REDTEAM, CRITICAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Records:
     """What is known of a model. name: of its folder, or of a preset; weights_bytes: of its files, None without any.
 
     float_bytes  of a number as it is stored, 2 unless the configuration says otherwise
+    stages       name of a run -> what was measured of the weights as it left them
     sources      name of each file that was read -> the first sixteen digits of its SHA-256
     """
 
@@ -53,6 +56,7 @@ class Records:
     declared: Declared = field(default_factory=Declared)
     training: tuple[Training, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    stages: Mapping[str, tuple[Evaluation, ...]] = field(default_factory=dict)
     held_out: Mapping[str, Mapping[str, Any]]
     quantizations: tuple[Mapping[str, Any], ...] = ()
     safety: Mapping[str, Any] | None = None
@@ -68,14 +72,16 @@ def gather(name: str, config: LlamaConfig, folders: Sequence[Path], float_bytes:
     declared = files.get(DECLARED_FILE)
     held_out = _held_out(_document(files[HELD_OUT]), files[HELD_OUT], name) if HELD_OUT in files else {}
     sizes = [_weights_bytes(folder) for folder in folders]
+    training = read_training(files[TRAINING]) if TRAINING in files else ()
     return Records(
         name=name,
         config=config,
         float_bytes=float_bytes,
         weights_bytes=next((size for size in sizes if size), None),
         declared=Declared() if declared is None else read(declared.read_text("utf-8"), str(declared)),
-        training=read_training(files[TRAINING]) if TRAINING in files else (),
+        training=training,
         evaluations=read_evaluations(files[RESULTS]) if RESULTS in files else (),
+        stages=_stages([file for each, file in sorted(files.items()) if Path(each).match(STAGES)], training),
         held_out=held_out,
         quantizations=tuple(_document(file) for each, file in sorted(files.items()) if Path(each).match(QUANTIZATIONS)),
         safety=documents.get(SAFETY),
@@ -83,6 +89,15 @@ def gather(name: str, config: LlamaConfig, folders: Sequence[Path], float_bytes:
         critical=documents.get(CRITICAL),
         sources={each: _digest(files[each]) for each in sorted(files)},
     )
+
+
+def _stages(files: Iterable[Path], runs: Sequence[Training]) -> dict[str, tuple[Evaluation, ...]]:
+    """Returns what was measured after each run, by its name. Raises ConfigError for a file of no run on record."""
+    found = {file.stem.removeprefix("stage-"): file for file in files}
+    for name, file in found.items():
+        if name not in {run.name for run in runs}:
+            raise ConfigError(f"{file}: {TRAINING} has no run {name!r}; name it after one of its runs, or remove it")
+    return {name: read_evaluations(file) for name, file in found.items()}
 
 
 def _weights_bytes(folder: Path) -> int:
