@@ -14,7 +14,7 @@ from puna.eval.tasks import BASE, CHAT, LONG_CONTEXT, OTHERS, READING, TASKS
 
 SLICES = Path(__file__).parents[2].parent / "shared" / "data" / "eval"
 NOT_IN_SLICES = ("docvqa_base", "docvqa", "docvqa_test", "gpqa_diamond", "livecodebench")  # tested in tasks/
-NOT_IN_SLICES += ("needle_long", "copy_long", *(task.name for task in READING))
+NOT_IN_SLICES += ("needle_long", "copy_long", "lessons", *(task.name for task in READING))
 EXTRAS = {"math": "math_verify", "math_chat": "math_verify"} | {name: "sacrebleu" for name in TASKS if "mtob" in name}
 
 # By luck: the share of shuffled answers that may be right, generously: several standard errors above chance.

@@ -78,8 +78,8 @@ class LocalModel:
             case Completion(text=text, stops=stops, images=images):
                 prompt = self._assistant.text_prompt(text, [open_image(image) for image in images])
                 return (yield from self._generate(question, prompt, stops))
-            case Chat(messages=messages):
-                return (yield from self._generate(question, self._assistant.prompt(messages), ()))
+            case Chat(messages=messages, tools=tools):
+                return (yield from self._generate(question, self._assistant.prompt(messages, tools), ()))
             case Choice() as choice:
                 return (yield from self._choose(choice))
             case Passage() as passage:

@@ -159,7 +159,8 @@ def fingerprint(question: Question) -> str:
     digest = hashlib.sha256()
     _feed(digest, type(question.prompt).__name__)
     for name in question.prompt.__dataclass_fields__:
-        _feed(digest, getattr(question.prompt, name))
+        if (value := getattr(question.prompt, name)) or name != "tools":  # without tools as when there were none
+            _feed(digest, value)
     _feed(digest, [question.n, question.max_new_tokens, question.temperature, question.seed])
     return digest.hexdigest()[:16]
 

@@ -22,6 +22,7 @@ from puna.errors import ConfigError, DeviceError, PromptError
 from puna.eval.ask import Question, Reply
 from puna.eval.task import Chat, Choice, Compare, Completion, Likelihood, Passage
 from puna.prompt.message import Message
+from puna.prompt.render import call_text
 
 TRIES = 6  # of a request that finds the server busy or gone
 FIRST_PAUSE_SECONDS = 0.5  # before the second try; doubled before each further one
@@ -87,11 +88,12 @@ class RemoteModel:
                 case Completion(text=text, stops=stops):
                     body = {"prompt": text, "stop": list(stops)} if stops else {"prompt": text}
                     return self._generate("/completions", body, question)
-                case Chat(messages=messages):
+                case Chat(messages=messages, tools=tools):
                     plain = [
                         Message.from_dict(each, where=f"messages[{i}]").to_dict() for i, each in enumerate(messages)
                     ]
-                    return self._generate("/chat/completions", {"messages": plain}, question)
+                    offered = {"tools": list(tools)} if tools else {}
+                    return self._generate("/chat/completions", {"messages": plain, **offered}, question)
                 case Choice() as choice:
                     return (self._choose(choice),)
                 case Passage() as passage:
@@ -111,7 +113,7 @@ class RemoteModel:
         replies = []
         for choice in _choices(answer, question.n):
             message = choice.get("message")
-            text = message.get("content") if isinstance(message, dict) else choice.get("text")
+            text = _said(message) if isinstance(message, dict) else choice.get("text")
             finish = choice.get("finish_reason")
             details: dict[str, Any] = {"finish": finish}
             if finish == "length" and limit < question.max_new_tokens:
@@ -245,6 +247,13 @@ def _choices(answer: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
     if not isinstance(choices, list) or len(choices) != n or not all(isinstance(each, dict) for each in choices):
         raise ConfigError(f"--url: {n} choices were asked for, and another number came back")
     return sorted(choices, key=lambda choice: int(choice.get("index") or 0))
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """Returns a message's words, and behind them the calls that the server read, as a model writes them."""
+    calls = message.get("tool_calls")
+    made = Message.from_dict({"role": "assistant", "tool_calls": calls}, where="the answer").tool_calls if calls else ()
+    return (message.get("content") or "") + (call_text(made, "pythonic") if made else "")
 
 
 def _echoed(answer: Mapping[str, Any], text: str) -> tuple[list[int], list[float | None]]:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -31,7 +31,7 @@ from puna.eval.record import Folder
 from puna.eval.report import markdown, page
 from puna.eval.result import Circumstances, evaluation
 from puna.eval.run import Progress, Settings, fitted, items_of, run_items, spread
-from puna.eval.task import Item, Report, Task, pick_responses, score_items
+from puna.eval.task import Item, Report, Task, measured, pick_responses, score_items
 from puna.eval.tasks import BASE, CHAT, LONG_CONTEXT, TASKS
 from puna.eval.tasks.docvqa import submission
 from puna.eval.tasks.haystack import by_length_and_depth
@@ -156,7 +156,8 @@ def run_suite(
             problem=found.problem,
         )
         outcomes.append(Outcome(record, report))
-        _write(outcomes, found.task, folder)
+        outcomes += _also(found.task, report, suite.settings, circumstances, found.where)
+        _write(outcomes, found.task, report, folder)
     if not any(each.report for each in outcomes):
         raise ConfigError(f"data: no task of the suite has any: {outcomes[0].evaluation.differences[0]}")
     return outcomes
@@ -224,12 +225,22 @@ def score_file(
         report = score_items(task, items, responses)
         record = evaluation(task, report, settings=settings, circumstances=circumstances, data=_where(data))
         outcomes.append(Outcome(record, report))
+        outcomes += _also(task, report, settings, circumstances, _where(data))
     return outcomes
 
 
-def _write(outcomes: Sequence[Outcome], task: Task, folder: Folder) -> None:
+def _also(
+    task: Task, report: Report | None, settings: Settings, circumstances: Circumstances, data: str
+) -> Iterator[Outcome]:
+    """Yields what else a task's responses show."""
+    for each, found in measured(task, report) if report else ():
+        record = evaluation(each, found, settings=settings, circumstances=circumstances, data=data)
+        yield Outcome(record, found)
+
+
+def _write(outcomes: Sequence[Outcome], task: Task, report: Report | None, folder: Folder) -> None:
     """Writes records and tables of all that has run in this folder, and a page of the newest task's items."""
-    if (report := outcomes[-1].report) is not None:
+    if report is not None:
         folder.write(f"{report.task}.html", viewer(task, report))
         if report.task in {each.name for each in LONG_CONTEXT}:
             folder.write(f"{report.task}.md", by_length_and_depth(report.groups))

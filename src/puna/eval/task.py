@@ -12,7 +12,7 @@ import importlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -69,12 +69,13 @@ def read(source: Source, data: Path | None) -> list[dict[str, Any]]:
 
 def read_text(source: Source, data: Path | None) -> str:
     """Returns a text file of the data folder; raises ConfigError when there is no folder or no such file."""
+    return files(source, data)[0].read_text(encoding="utf-8")
+
+
+def files(source: Source, data: Path | None) -> list[Path]:
+    """Returns the files of a source in the order of their names; raises as `read_text`."""
     if data is None:
         raise ConfigError(f"data: {source.folder}/{source.file} is not on the hub as a file; give a folder with --data")
-    return _files(source, data)[0].read_text(encoding="utf-8")
-
-
-def _files(source: Source, data: Path) -> list[Path]:
     for folder in (data / source.folder, data):
         if found := sorted(folder.glob(source.file)):
             return found
@@ -83,7 +84,7 @@ def _files(source: Source, data: Path) -> list[Path]:
 
 def _from_folder(source: Source, data: Path) -> list[dict[str, Any]]:
     rows = []
-    for path in _files(source, data):
+    for path in files(source, data):
         for row in read_lines(path):
             for field in source.images:
                 if isinstance(row.get(field), str):
@@ -191,9 +192,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """Messages in OpenAI's shape; pictures are parts `{"type": "image", "image": path, bytes or PIL image}`."""
+    """Messages in OpenAI's shape; pictures are parts `{"type": "image", "image": path, bytes or PIL image}`.
+
+    With tools, in that shape too, the response may hold calls, as the model writes them.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +312,18 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """Something else that the responses to a task show, reported as TASK/NAME.
+
+    `value`: of an item that was asked, within 0..1; None where it does not concern it.
+    """
+
+    name: str
+    metric: str
+    value: Callable[[Judged], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A benchmark: what is asked, how, and what a response is worth.
 
@@ -323,6 +340,7 @@ class Task:
     has_programs judging runs programs, which several processors may do at a time
     fit          returns the task for one model, such as with items as long as that reads; not asked without a model
     is_private   its authors ask not to show the items: prompts are written into no file
+    also         what else its responses are measured by
     """
 
     name: str
@@ -345,6 +363,7 @@ class Task:
     has_programs: bool = False
     fit: "Callable[[Reader], Task] | None" = None
     is_private: bool = False
+    also: tuple[Measure, ...] = ()
 
 
 def matched(answer: str | None, accepted: Sequence[str] | str) -> Score:
@@ -438,6 +457,16 @@ def summarize(task: Task, judged: Sequence[Judged], *, missing: int = 0) -> Repo
         groups={name: _estimate(task, members) for name, members in sorted(groups.items()) if name},
         judged=tuple(judged),
     )
+
+
+def measured(task: Task, report: Report) -> Iterator[tuple[Task, Report]]:
+    """Yields what else a task's responses show: for each of its measures a task of that name, and its report."""
+    asked = [each for each in report.judged if each.responses]
+    for measure in task.also:
+        own = replace(task, name=f"{task.name}/{measure.name}", metric=measure.metric, chance=0.0, also=())
+        values = ((each, measure.value(each)) for each in asked)
+        found = [replace(each, score=replace(each.score, value=value)) for each, value in values if value is not None]
+        yield own, summarize(own, found)
 
 
 def _estimate(task: Task, judged: Sequence[Judged]) -> Estimate:

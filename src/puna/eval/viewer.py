@@ -80,14 +80,17 @@ def _prompt(task: Task, judged: Judged, pictures: dict[str, str]) -> list[list[s
             return [["text", _clipped(text)], ["note", "continuations:\n" + "\n".join(options)]]
         case Compare(text=text):
             return [["text", _clipped(text)]]
-        case Chat(messages=messages):
-            return [part for message in messages for part in _message(message, pictures)]
+        case Chat(messages=messages, tools=tools):
+            offered = [["note", "tools:\n" + "\n".join(json.dumps(tool) for tool in tools)]] if tools else []
+            return offered + [part for message in messages for part in _message(message, pictures)]
 
 
 def _message(message: Any, pictures: dict[str, str]) -> list[list[str]]:
-    content = message["content"]
+    content = message["content"] or ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     shown = [["role", message["role"]]]
+    if message.get("tool_calls"):
+        shown.append(["note", "calls:\n" + "\n".join(json.dumps(each["function"]) for each in message["tool_calls"])])
     for part in parts:
         shown.append(_picture(part["image"], pictures) if part["type"] == "image" else ["text", _clipped(part["text"])])
     return shown

@@ -6,6 +6,7 @@ from puna.eval.tasks.copy import COPY, COPY_BASE, COPY_LONG
 from puna.eval.tasks.docvqa import DOCVQA, DOCVQA_BASE, DOCVQA_TEST
 from puna.eval.tasks.drift import DRIFT
 from puna.eval.tasks.gpqa import GPQA_DIAMOND
+from puna.eval.tasks.lessons import LESSONS
 from puna.eval.tasks.livecodebench import LIVECODEBENCH
 from puna.eval.tasks.math import MATH, MATH_CHAT
 from puna.eval.tasks.mathvista import MATHVISTA
@@ -26,7 +27,7 @@ BASE = (MMLU, MMLU_PRO_BASE, MATH, MBPP, TYDIQA, CHARTQA_BASE, DOCVQA_BASE)
 CHAT = (MMMU, MMMU_PRO, MATHVISTA, CHARTQA, DOCVQA_TEST, LIVECODEBENCH, MMLU_PRO, GPQA_DIAMOND, MGSM, *MTOB)
 """The card's rows for chat models, in its order."""
 
-OTHERS = (MMLU_COT, MATH_CHAT, TYDIQA_GOLD, DOCVQA, MMMU_PRO_STANDARD, MMMU_PRO_VISION)
+OTHERS = (MMLU_COT, MATH_CHAT, TYDIQA_GOLD, DOCVQA, MMMU_PRO_STANDARD, MMMU_PRO_VISION, LESSONS)
 
 LONG_CONTEXT = (NEEDLE, COPY, NEEDLE_BASE, COPY_BASE, NEEDLE_LONG, COPY_LONG)
 """Something to be found in texts that are made up, by their length and its depth."""
