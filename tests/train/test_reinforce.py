@@ -107,7 +107,8 @@ def test_tokens_go_where_they_are_sent(bench: Workbench) -> None:
 
 def test_what_is_better_becomes_more_probable_by_both_ratios(tiny: Path, tmp_path: Path) -> None:
     for level in ("token", "sequence"):
-        bench = open_bench(recipe_of(tiny, tmp_path, level=level, clip_low=9.0, clip_high=9.0), tmp_path, silent)
+        recipe = recipe_of(tiny, tmp_path, level=level, clip_low=9.0, clip_high=9.0, updates=2)
+        bench = open_bench(recipe, tmp_path, silent)
         bench.model.requires_grad_(True)
         ((batch, _),) = batches_of(bench, 1)
         loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)
@@ -133,6 +134,22 @@ def test_a_round_is_drawn_again_as_it_was_and_read_where_it_is_half_learnt(bench
     assert torch.equal(half.told, drawn[3][0].told) and torch.equal(half.routes, drawn[3][0].routes)
     lines = json.loads((bench.run / ROUNDS / "000000.json").read_text())
     assert {"id", "advantage", "times", "old", "base", "sample"} == set(lines["parts"][0][0])
+
+
+def test_a_round_that_is_learnt_from_once_needs_no_reading_before(bench: Workbench) -> None:
+    (batch, _), _ = batches_of(bench, 2)
+    bench.model.requires_grad_(True)
+
+    def slope(updates: int) -> tuple[float, torch.Tensor]:
+        loss = Grouped(bench.model, replace(bench.recipe.reinforce, updates=updates), bench.recipe.loss)
+        bench.model.zero_grad()
+        unread = replace(batch, told=torch.stack([batch.told[0], *torch.zeros_like(batch.told[1:3]), batch.told[3]]))
+        found = loss(batch if updates > 1 else unread, loss.total(batch))
+        torch.autograd.backward(found.total)
+        assert bench.model.norm.weight.grad is not None
+        return found.total.item(), bench.model.norm.weight.grad.clone()
+
+    assert slope(2)[0] == slope(1)[0] and torch.equal(slope(2)[1], slope(1)[1])
 
 
 def test_equal_replies_are_read_once_and_count_as_often(bench: Workbench) -> None:

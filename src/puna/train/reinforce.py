@@ -117,6 +117,8 @@ class Grouped:
         read = reading(self.model, batch, self.router.chunk)
         weights = batch.weights.flatten()[read.learnt]  # R
         engine, old, base, advantages = batch.told.flatten(1)[:, read.learnt]  # R
+        if options.updates == 1 and not options.kl:
+            old = base = read.log_probs.detach()  # of a round that is learnt from once, this reading is the first
         moved = read.log_probs - old  # R
         if options.level == "sequence":
             owners = batch.samples.flatten()[read.learnt]  # R
@@ -182,7 +184,7 @@ def replayed(model: Llama, routes: Tensor) -> Iterator[None]:
 class Drawn:
     """A reply that is learnt from: sample, advantage, how often it was drawn.
 
-    old, base  log-probabilities of its tokens in this trainer and in the base
+    old, base  log-probabilities of its tokens in this trainer and in the base; empty where the loss reads them first
     """
 
     sample: Sample
@@ -291,7 +293,9 @@ class Rounds:
             len(chosen)
         )
         parts = [[chosen[i] for i in part] for part in np.array_split(order, options.updates)]
-        drawn = Round([self._known(part) for part in parts], float(np.mean(rewards)), following)
+        if options.updates > 1 or self._base is not None:
+            parts = [self._known(part) for part in parts]
+        drawn = Round(parts, float(np.mean(rewards)), following)
         self._write(number, drawn)
         self.bench.say(
             f"round {number}: reward {drawn.reward:.3f} of {len(rewards)} replies, {ended / len(rewards):.0%} ended, "
