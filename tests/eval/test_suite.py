@@ -1,6 +1,7 @@
 """`puna eval` as people call it: suites, folders, documents, and what it refuses."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,16 @@ def test_broken_suite_is_refused(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_suite(str(tmp_path / "s.toml"), Settings())
+
+
+@pytest.mark.parametrize(("task", "module"), [("mtob_half_ek", "sacrebleu.metrics"), ("math_maj4", "math_verify")])
+def test_what_cannot_be_judged_is_refused_before_anything_is_asked(
+    model: str, data: str, task: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert main(["eval", model, "--task", f"mmlu,{task}", "--data", data]) == 2
+    out = capsys.readouterr()
+    assert "install it with: pip install 'puna[eval]'" in out.err and not out.out
 
 
 def test_unknown_suite_and_task_name_what_there_is() -> None:

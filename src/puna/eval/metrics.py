@@ -12,7 +12,7 @@ import re
 import string
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -195,7 +195,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> Estimate:
     """
     if not predictions:
         raise ValueError("no texts to compare")
-    metric = _extra("sacrebleu.metrics", "sacrebleu").CHRF()
+    metric = _extra(*EXTRAS["mtob"]).CHRF()
     rows = metric._extract_corpus_statistics(list(predictions), [list(references)])
     total = [sum(column) for column in zip(*rows, strict=True)]
 
@@ -213,7 +213,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> Estimate:
 
 def sentence_chrf(prediction: str, reference: str) -> float:
     """Returns chrF of one sentence, from 0 to 1, for a reader of items. Raises DeviceError without sacrebleu."""
-    return float(_extra("sacrebleu.metrics", "sacrebleu").CHRF().sentence_score(prediction, [reference]).score) / 100
+    return float(_extra(*EXTRAS["mtob"]).CHRF().sentence_score(prediction, [reference]).score) / 100
 
 
 _UNIT_WORDS = (
@@ -287,12 +287,23 @@ def same_formula(prediction: str, answer: str) -> bool:
     p, a = minerva_form(prediction), minerva_form(answer)
     if not p or p == a:
         return bool(p)
-    library = _extra("math_verify", "math-verify")
+    library = _extra(*EXTRAS["math"])
     in_main = threading.current_thread() is threading.main_thread()  # its time limits are signals: main thread only
     limit = 5 if in_main else None
     wanted = library.parse(f"${a}$", parsing_timeout=limit)
     given = library.parse(f"${p}$", parsing_timeout=limit)
     return bool(wanted and given and library.verify(wanted, given, timeout_seconds=limit))
+
+
+EXTRAS = {"mtob": ("sacrebleu.metrics", "sacrebleu"), "math": ("math_verify", "math-verify")}
+"""First word of a task's name -> the module that judges it, and its package, where it is one of the extra `eval`."""
+
+
+def check_extras(tasks: Iterable[str]) -> None:
+    """Raises DeviceError where a task's judge is not installed: after hours of answers it would be too late."""
+    for name in tasks:
+        if found := EXTRAS.get(name.partition("_")[0]):
+            _extra(*found)
 
 
 def _extra(module: str, package: str) -> ModuleType:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from puna.errors import ConfigError, PunaError
 from puna.eval import own
 from puna.eval.ask import Model
+from puna.eval.metrics import check_extras
 from puna.eval.record import Folder
 from puna.eval.report import markdown, page
 from puna.eval.result import Circumstances, evaluation
@@ -137,7 +138,11 @@ def run_suite(
     circumstances: Circumstances,
     progress: Progress,
 ) -> list[Outcome]:
-    """Returns what came of each task, and writes the run's files. Raises ConfigError when no task has data."""
+    """Returns what came of each task, and writes the run's files.
+
+    Raises ConfigError when no task has data, DeviceError when a package lacks that judges one.
+    """
+    check_extras(task.name for task in suite.tasks)
     outcomes: list[Outcome] = []
     stand_ins = cache(lambda: own.write(folder.path / "own"))
     if suite.is_named and data:
