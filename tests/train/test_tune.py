@@ -18,6 +18,7 @@ from puna.train.loop import LOG
 from puna.train.state import checkpoints
 from puna.train.tune import HELD_OUT, tune
 from puna.train.tune_recipe import TuneRecipe, from_dict
+from puna.train.watch.work import WORK, token_flops
 from puna.weights import peft
 from puna.weights.checkpoint import load, open_config
 from tests.reference.ranks import Ranks
@@ -143,6 +144,8 @@ def test_tuning_all_weights_leaves_a_model_and_its_records(tables: Tables, tiny:
 def test_an_adapter_and_the_merged_model_say_the_same(tables: Tables, tiny: Path, tmp_path: Path) -> None:
     tables["compute"]["dtype"] = "float32"
     assert tune(from_dict(with_lora(tables)), tmp_path / "run", silent).finished
+    work = json.loads((tmp_path / "run" / WORK).read_text("utf-8"))
+    assert token_flops(open_config(tiny), {}) < work["token_flops"] < token_flops(open_config(tiny))
     adapter = peft.load(tmp_path / "run" / "adapter", open_config(tiny))
     assert any(factors.b.abs().max() > 0 for factors in adapter.values())
     base, merged = (load(folder, dtype=torch.float32) for folder in (tiny, tmp_path / "run" / "model"))

@@ -31,6 +31,7 @@ from puna.train.state import TrainingState, first_state, trained
 from puna.train.store import Progress
 from puna.train.tune_recipe import TuneRecipe
 from puna.train.update import ManyRanks, OneProcess, Replicas, Update, on_ranks
+from puna.train.watch.work import write_work
 from puna.train.workbench import RowsOnHost, Workbench, add_factors, freeze, open_bench
 from puna.weights import peft
 from puna.weights.checkpoint import COMPANIONS, save_hf
@@ -65,6 +66,9 @@ def tune(recipe: TuneRecipe, run: str | Path, progress: Progress, judges: Mappin
     with team.first_alone():  # makes what the others then find
         exercise = _exercise(bench)
     state.others = exercise.objective.tensors()
+    if team.is_first:
+        trains = {name: each.numel() for name, each in state.optimizer.parameters.items()}
+        write_work(run, recipe, bench.config, trains)
     routing = _routing(bench, exercise.feed) if team.is_first else None
     before = _held_out(bench, "before") if team.is_first else None
     kind = OneProcess if team.mesh is None else Replicas
@@ -118,6 +122,8 @@ def _divided(bench: Workbench, team: Team) -> Outcome:
         )
     with team.first_alone():
         feed = bench.feed()
+    if team.is_first:
+        write_work(run, recipe, bench.config)
     device = torch.device(recipe.compute.device)
     stage, optimizer = on_ranks(bench.model.to(device), team.mesh, recipe)
     state = first_state(recipe, stage, optimizer)

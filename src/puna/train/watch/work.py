@@ -42,12 +42,18 @@ def work_of(recipe: RunRecipe, config: LlamaConfig, processor: str, trained: Map
     ranks, declared = recipe.parallel.world, recipe.log.peak_tflops
     if declared:
         return Work(flops, declared * 1e12 * ranks, f"{declared:g} TFLOP/s declared, times {ranks}")
+    if (known := known_peak(processor, recipe.compute.dtype)) is not None:
+        rate, name = known
+        return Work(flops, rate * ranks, f"{rate / 1e12:g} TFLOP/s of {name} by its datasheet, times {ranks}")
+    return Work(flops, None, "not known: log.peak_tflops declares it")
+
+
+def known_peak(processor: str, dtype: str) -> tuple[float, str] | None:
+    """Returns the operations a second of a GPU by its datasheet, and its kind; None for one that is not known."""
     for name in ("gb200", "b200", "h200", "h100", "a100", "mi300x"):
         if name in processor.lower() and not any(slower in processor for slower in ("PCIe", "NVL")):
-            kind = KINDS[name]
-            rate = kind.rate("float32" if recipe.compute.dtype == "float32" else "bfloat16")
-            return Work(flops, rate * ranks, f"{rate / 1e12:g} TFLOP/s of {kind.name} by its datasheet, times {ranks}")
-    return Work(flops, None, "not known: log.peak_tflops declares it")
+            return KINDS[name].rate("float32" if dtype == "float32" else "bfloat16"), KINDS[name].name
+    return None
 
 
 def token_flops(config: LlamaConfig, trained: Mapping[str, int] | None = None) -> float:
