@@ -4,7 +4,7 @@
 
 Adapters are random and correct attention, shared and routed experts (of a dense model attention and the dense layers).
 Each round times every kind of batch once, in turns, so that a busy moment hits all alike; what is told are medians of
-tokens a second. "half" has adapters in every second row: where a fast runner exists, such a step is two forwards
+tokens a second. "half" has adapters in every second row: where CUDA graphs decode, such a step is two forwards
 (docs/decisions/019). "merged, as written" has one adapter merged into weights that are not packed, and so runs through
 the plain runner: beside it, "one adapter" shows what corrections alone cost.
 """

@@ -10,6 +10,7 @@ from puna.adapters.spec import Adapter, Spec
 from puna.engine.adapted import SplitRunner
 from puna.engine.blocks import Counts
 from puna.engine.engine import Engine, score
+from puna.engine.native import NativeRunner
 from puna.engine.ranks import LeadingLlama, follow
 from puna.engine.request import Output, Request, Sampling
 from puna.engine.runner import TorchRunner, for_model
@@ -67,23 +68,49 @@ def same(one: list[Output], other: list[Output]) -> None:
         )
 
 
-KINDS: Mapping[str, Callable[[], Llama]] = {"plain": lambda: random_model(CONFIG), "packed": packed}
+def packed_as_it_is() -> Llama:
+    model = random_model(CONFIG)
+    for name, parameter in list(model.named_parameters()):
+        swap.placer()(model, name, parameter.detach())
+    return model
+
+
+def split(model: Llama) -> Engine:
+    """An engine whose fast runner knows no adapters, as where a GPU replays whole steps."""
+    made = engine(model)
+    plain = TorchRunner(model, made.cache, Shelf(model, adapters()))
+    made._runner = made._telling = SplitRunner(NativeRunner(model, made.cache), plain, CONFIG.patch_id)
+    return made
+
+
+KINDS: Mapping[str, tuple[Callable[[], Llama], Callable[[Llama], Engine]]] = {
+    "plain": (lambda: random_model(CONFIG), engine),
+    "packed": (packed, engine),
+    "packed as it is": (packed_as_it_is, engine),
+    "split": (packed, split),
+}
 needs_native = pytest.mark.skipif(not native.available(), reason="native: needs AVX-512")
 
 
 @pytest.mark.parametrize("kind", ["plain", pytest.param("packed", marks=needs_native)])
 def test_each_request_of_a_mixed_batch_gets_what_it_gets_alone(kind: str) -> None:
-    model = KINDS[kind]()
-    together = engine(model)
+    make, of = KINDS[kind]
+    model = make()
+    together = of(model)
     outputs = together.run(requests())
     together.check_integrity()
     for request, output in zip(requests(), outputs, strict=True):
-        same(engine(model).run([request])[0], output)
+        alone = of(model).run([request])[0]
+        if kind == "packed":
+            assert alone == output  # to the last bit
+        else:
+            same(alone, output)
     assert len({tuple(output[0].ids) for output in outputs[:3]}) == 3  # adapters make a difference
 
 
-def test_each_adapter_answers_as_merged_weights_do() -> None:
-    outputs = engine(random_model(CONFIG)).run(requests())
+@pytest.mark.parametrize("kind", ["plain", pytest.param("packed as it is", marks=needs_native)])
+def test_each_adapter_answers_as_merged_weights_do(kind: str) -> None:
+    outputs = engine(KINDS[kind][0]()).run(requests())
     for request, output in zip(requests(), outputs, strict=True):
         merged = random_model(CONFIG)
         if request.adapter is not None:
@@ -93,11 +120,13 @@ def test_each_adapter_answers_as_merged_weights_do() -> None:
 
 
 @needs_native
-def test_requests_without_an_adapter_keep_their_bits_beside_others() -> None:
-    model = packed()
+@pytest.mark.parametrize("kind", ["packed", "split"])
+def test_requests_without_an_adapter_keep_their_bits_beside_others(kind: str) -> None:
+    make, of = KINDS[kind]
+    model = make()
     without = [request for request in requests() if request.adapter is None]
     alone = Engine(model, n_blocks=Counts(60, 12)).run(without)
-    beside = engine(model).run(requests())
+    beside = of(model).run(requests())
     assert alone == [output for request, output in zip(requests(), beside, strict=True) if request.adapter is None]
 
 
@@ -119,12 +148,13 @@ def test_drafts_of_texts_with_adapters_change_nothing() -> None:
         same(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("packed", marks=needs_native)])
+@pytest.mark.parametrize("kind", ["plain", *(pytest.param(kind, marks=needs_native) for kind in ("packed", "split"))])
 def test_routes_of_a_mixed_batch_are_told_to_who_wants_them(kind: str) -> None:
-    model = KINDS[kind]()
+    make, of = KINDS[kind]
+    model = make()
 
     def routes(shown: list[Request]) -> list[list[Any]]:
-        together = engine(model)
+        together = of(model)
         numbers = [together.add(request) for request in shown]
         events = [event for _ in range(8) for event in together.step()]
         return [[event.routes for event in events if event.request_id == number] for number in numbers]
@@ -148,11 +178,11 @@ def test_adapter_that_was_not_loaded_is_refused_with_those_that_were() -> None:
 
 
 @needs_native
-def test_model_without_adapters_has_the_runner_that_it_had() -> None:
+def test_packed_models_keep_their_fast_runner_beside_adapters() -> None:
     model = packed()
     made = engine(model)
-    assert isinstance(for_model(model, made.cache, Shelf(model, adapters())), SplitRunner)
-    assert not isinstance(for_model(model, made.cache), SplitRunner)
+    assert isinstance(for_model(model, made.cache, Shelf(model, adapters())), NativeRunner)
+    assert isinstance(for_model(model, made.cache), NativeRunner)
 
 
 # Ranks --------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from puna.adapters.spec import Adapter
 from puna.errors import ConfigError
-from puna.kernels import frozen, low_rank
+from puna.kernels import frozen, low_rank, native
 from puna.kernels.experts import Slots
 from puna.kernels.low_rank import Correct, Factors, Groups
+from puna.kernels.quantized import Weight
 from puna.model.deltas import Adapted
 from puna.model.transformer import Llama
 
@@ -48,6 +49,7 @@ class Shelf:
         for name, adapter in adapters.items():
             for parameter in adapter:
                 _check(model, name, parameter)
+        self._packed: dict[tuple[nn.Module, str], native.PackedFactors] = {}
         self._tables: dict[tuple[int | None, ...], Tensor] = {}  # one for all maps that the same adapters correct alike
         like, sets = _numbers(model.norm.weight), list(adapters.values())
         for path in dict.fromkeys(parameter.rpartition(".")[0] for each in sets for parameter in each):
@@ -65,6 +67,22 @@ class Shelf:
     def deltas(self, rows: Tensor) -> "OfRows":
         """Returns what the adapters with the numbers `rows` int64 [T] add, each in its row; -1 adds nothing."""
         return OfRows(self, rows)
+
+    def packed(self, part: nn.Module, leaf: str = "weight") -> native.PackedFactors | None:
+        """Returns what all adapters add to a module's parameter of this name, for the C++ kernels; None: nothing.
+
+        They are packed when they are first asked for.
+        """
+        gate_up, down = self.experts.get(part, (None, None))
+        stack = {"weight": self.linears.get(part), "gate_up": gate_up, "down": down}[leaf]
+        if stack is None:
+            return None
+        key = (part, leaf)
+        if key not in self._packed:
+            numbers = _numbers_packed(getattr(part, leaf))
+            a, b = (native.pack(factors.to(numbers)) for factors in (stack.a, stack.b))
+            self._packed[key] = native.PackedFactors(a, b, stack.table[:-1].to(torch.int32).contiguous())
+        return self._packed[key]
 
     def _stack(self, factors: Sequence[Factors | None], n_experts: int | None, like: Tensor) -> Stack:
         own = {i: each for i, each in enumerate(factors) if each is not None}
@@ -135,6 +153,15 @@ def _numbers(gain: Tensor) -> Tensor:
     """Returns an example of the numbers that factors are kept in: on a processor float32, whose small products cost a
     tenth of those in bfloat16; else the model's own."""
     return gain.detach().float() if gain.device.type == "cpu" else gain.detach()
+
+
+def _numbers_packed(weight: Weight | native.Packed) -> torch.dtype:
+    """Returns what factors are packed in: the weight's own numbers, for small ones bfloat16, which is finer than what
+    these make of activations, and half as much to read."""
+    is_wide = (
+        weight.kind == "fp32" if isinstance(weight, native.Packed) else getattr(weight, "dtype", None) == torch.float32
+    )
+    return torch.float32 if is_wide else torch.bfloat16
 
 
 def _widened(factors: Factors, rank: int) -> Factors:

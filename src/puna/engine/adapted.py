@@ -1,8 +1,8 @@
 """Batches in which some sequences have an adapter: what corrects which row, and two runners that share such a batch.
 
-In: a batch. Out: the `Deltas` of its rows; or logits, from the fast runner for sequences without an adapter, which get
-what they get alone, and from the plain one for the others. A sequence always meets the same runner, so that each may
-have an order of its own for keys and values.
+In: a batch. Out: the `Deltas` of its rows; or logits, from a fast runner that knows no adapters for sequences without
+one, which get what they get alone, and from the plain one for the others. A sequence always meets the same runner, so
+that each may have an order of its own for keys and values.
 Not here: what an adapter adds (`adapters.shelf`). Why two forwards: docs/decisions/019.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from puna.engine.batch import Batch, Entry
+from puna.engine.batch import Batch, Entry, adapters_of
 from puna.model.deltas import Deltas, Shelf
 
 
@@ -53,13 +53,6 @@ def deltas_of(batch: Batch, shelf: Shelf | None) -> Deltas | None:
     if shelf is None or all(entry.adapter < 0 for entry in batch.entries):
         return None
     return shelf.deltas(adapters_of(batch))
-
-
-def adapters_of(batch: Batch) -> Tensor:
-    """Returns the number of each row's adapter, int64 [T]; -1 for none."""
-    numbers = torch.tensor([entry.adapter for entry in batch.entries])
-    lens = torch.tensor([entry.n_new for entry in batch.entries])
-    return numbers.repeat_interleave(lens).to(batch.ids.device)
 
 
 def _part(batch: Batch, rows: Tensor, patch_id: int | None) -> Batch:

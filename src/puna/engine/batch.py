@@ -69,3 +69,9 @@ def assemble(
         entries=entries,
         wanted=torch.tensor(wanted, device=device, dtype=torch.int64),
     )
+
+
+def adapters_of(batch: Batch) -> Tensor:
+    """Returns the number of each row's adapter, int64 [T]; -1 for none."""
+    numbers = [entry.adapter for entry in batch.entries for _ in range(entry.n_new)]
+    return torch.tensor(numbers, device=batch.ids.device)

@@ -1,19 +1,22 @@
 """The runner on a processor with C++ kernels: one call a step, from ids to logits, vision tower excepted.
 
-In: a `Batch`. Out: logits; keys and values are stored on the way, in an order of their own within a block.
+In: a `Batch`, and the adapters that its rows may have. Out: logits; keys and values are stored on the way, in an order
+of their own within a block. Rows without an adapter have the same bits beside others and without.
 Not here: the kernels (`kernels/native`), what is in the batch and why. The plain twin is `runner.TorchRunner`.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from puna.engine.batch import Batch
+from puna.engine.batch import Batch, adapters_of
 from puna.engine.cache import KVCache
 from puna.kernels import native
 from puna.kernels.formats import Int4, Int8
-from puna.kernels.native import Packed
+from puna.kernels.native import Packed, PackedFactors
+from puna.model.deltas import Shelf
 from puna.model.rope import text_frequencies
 from puna.model.transformer import Block, Llama
 
@@ -39,11 +42,14 @@ def fits(model: Llama, cache: KVCache) -> bool:
 class NativeRunner:
     """Runs the decoder of one model over one cache. Matrices that are not packed yet are packed here, beside them."""
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    def __init__(self, model: Llama, cache: KVCache, shelf: Shelf | None = None) -> None:
         text = model.config.text
         self._model = model
         self._cache = cache
-        self._kept: list[Tensor | Packed] = []  # what the structures point into
+        self._shelf = shelf
+        self._kept: list[
+            Tensor | Packed | PackedFactors | native.Delta | native.Deltas
+        ] = []  # what the structures point into
         embedding = self._keep(model.embedding.weight.detach().contiguous())
         frequencies = self._keep(text_frequencies(text).contiguous())
         self._layers = (native.Layer * text.n_layers)(
@@ -57,6 +63,7 @@ class NativeRunner:
             norm=self._gain(model.norm),
             embedding=embedding.data_ptr(),
             head=self._matrix(model.head),
+            head_delta=None if shelf is None else ctypes.pointer(self._delta(model.head)),
             floor_len=0 if temperature is None else temperature.floor_len,
             temperature_scale=0.0 if temperature is None else temperature.scale,
             norm_eps=text.norm_eps,
@@ -87,6 +94,7 @@ class NativeRunner:
             features = batch.features.detach().float().contiguous()
             is_patch = batch.ids.eq(-1 if config.patch_id is None else config.patch_id)
             feature_row = torch.where(is_patch, is_patch.cumsum(0) - 1, -1)  # T
+        adapters = self._adapters(batch)
         native.forward(
             self._structure,
             native.Batch(
@@ -95,6 +103,7 @@ class NativeRunner:
                 feature_row=None if feature_row is None else feature_row.data_ptr(),
                 entries=entries,
                 wanted=batch.wanted.data_ptr(),
+                adapters=None if adapters is None else adapters.data_ptr(),
                 logits=logits.data_ptr(),
                 routes=None if batch.routes is None else batch.routes.data_ptr(),
                 n_tokens=len(batch.ids),
@@ -131,7 +140,41 @@ class NativeRunner:
         structure.shared_gate = self._matrix(feed_forward.gate)
         structure.shared_up = self._matrix(feed_forward.up)
         structure.shared_down = self._matrix(feed_forward.down)
+        if self._shelf is not None:
+            structure.deltas = ctypes.pointer(self._deltas(block))
         return structure
+
+    def _adapters(self, batch: Batch) -> Tensor | None:
+        """Returns the number of each row's adapter, int32 [T]; None where no row has any."""
+        if all(entry.adapter < 0 for entry in batch.entries):
+            return None
+        assert self._shelf is not None, "the engine knows no adapter without a shelf"
+        return adapters_of(batch).to(torch.int32)
+
+    def _deltas(self, block: Block) -> native.Deltas:
+        """Returns what adapters add to the maps of one layer."""
+        attention, feed_forward = block.attention, block.mlp if block.moe is None else block.moe.shared
+        assert feed_forward is not None, "a layer is dense or routed"
+        deltas = native.Deltas(
+            query=self._delta(attention.query),
+            key=self._delta(attention.key),
+            value=self._delta(attention.value),
+            output=self._delta(attention.output),
+            shared_gate=self._delta(feed_forward.gate),
+            shared_up=self._delta(feed_forward.up),
+            shared_down=self._delta(feed_forward.down),
+        )
+        if block.moe is not None:
+            deltas.router = self._delta(block.moe.router)
+            deltas.gate_up = self._delta(block.moe.experts, "gate_up")
+            deltas.down = self._delta(block.moe.experts, "down")
+        return deltas
+
+    def _delta(self, part: nn.Module, leaf: str = "weight") -> native.Delta:
+        factors = None if self._shelf is None else self._shelf.packed(part, leaf)
+        if factors is not None:
+            self._kept.append(factors)
+        return native.delta_of(factors)
 
     def _store(self, layer: int) -> native.Store:
         stored = self._cache.stored(layer)

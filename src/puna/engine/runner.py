@@ -58,14 +58,14 @@ def for_model(model: Llama, cache: KVCache, shelf: Shelf | None = None) -> Runne
         return LeadingRunner(plain, cache)
     if any(isinstance(part, Adapted) for part in model.modules()):
         return plain
-    fast = _fast(model, cache, plain)
+    if native.fits(model, cache):
+        return native.NativeRunner(model, cache, shelf)
+    fast = _with_graphs(model, cache, plain)
     return plain if fast is None else fast if shelf is None else SplitRunner(fast, plain, model.config.patch_id)
 
 
-def _fast(model: Llama, cache: KVCache, plain: TorchRunner) -> Runner | None:
-    """Returns a runner that is faster than the plain one, if there is one."""
-    if native.fits(model, cache):
-        return native.NativeRunner(model, cache)
+def _with_graphs(model: Llama, cache: KVCache, plain: TorchRunner) -> Runner | None:
+    """Returns the runner on a GPU that replays whole steps, where it fits and is faster than the plain one."""
     if cache.keys[0].device.type != "cuda" or find_spec("triton") is None:
         return None
     from puna.engine import cuda_graphs, trial

@@ -41,6 +41,15 @@ class Packed(NamedTuple):
     data: Tensor
 
 
+class PackedFactors(NamedTuple):
+    """The factors of several adapters for one map, scales multiplied in: stacks a [M rank in] and b [M out rank];
+    `table` int32 [n] or [n E] says which of the M are those of an adapter, or of one of its experts; -1: none."""
+
+    a: Packed
+    b: Packed
+    table: Tensor
+
+
 class Matrix(Structure):
     """`Matrix` of matmul.h."""
 
@@ -51,6 +60,24 @@ class Matrix(Structure):
         ("n_out", c_int32),
         ("n_in", c_int32),
         ("n_experts", c_int32),
+    )
+
+
+class Delta(Structure):
+    """`Delta` of adapted.h."""
+
+    _fields_ = (("a", Matrix), ("b", Matrix), ("table", c_void_p), ("n_experts", c_int64))
+
+
+class Deltas(Structure):
+    """`Deltas` of adapted.h: those of one layer."""
+
+    _fields_ = tuple(
+        (name, Delta)
+        for name in (
+            *("query", "key", "value", "output", "router"),
+            *("gate_up", "down", "shared_gate", "shared_up", "shared_down"),
+        )
     )
 
 
@@ -85,6 +112,7 @@ class Layer(Structure):
         ("shared_gate", Matrix),
         ("shared_up", Matrix),
         ("shared_down", Matrix),
+        ("deltas", POINTER(Deltas)),
         ("store", Store),
         ("uses_rope", c_int32),
         ("uses_qk_norm", c_int32),
@@ -102,6 +130,7 @@ class Model(Structure):
         ("norm", c_void_p),
         ("embedding", c_void_p),
         ("head", Matrix),
+        ("head_delta", POINTER(Delta)),
         ("floor_len", c_int64),
         ("temperature_scale", c_double),
         ("norm_eps", c_float),
@@ -138,6 +167,7 @@ class Batch(Structure):
         ("feature_row", c_void_p),
         ("entries", POINTER(Entry)),
         ("wanted", c_void_p),
+        ("adapters", c_void_p),
         ("logits", c_void_p),
         ("routes", c_void_p),
         ("n_tokens", c_int64),
@@ -245,6 +275,14 @@ def matrix_of(weight: Packed | None) -> Matrix:
         n_in=weight.n_in,
         n_experts=n_experts,
     )
+
+
+def delta_of(factors: PackedFactors | None) -> Delta:
+    """Returns the structure that C++ reads; `factors` must outlive it. None gives one of a map that nobody corrects."""
+    if factors is None:
+        return Delta()
+    n_experts = 1 if factors.table.dim() == 1 else factors.table.shape[1]
+    return Delta(matrix_of(factors.a), matrix_of(factors.b), factors.table.data_ptr(), n_experts)
 
 
 def forward(model: Model, batch: Batch, *, layer_bytes: int) -> None:
@@ -399,6 +437,6 @@ def _library() -> ctypes.CDLL | None:
     for name, (arguments, result) in signatures.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, result
-    for number_, structure in enumerate((Matrix, Store, Layer, Model, Entry, Batch)):
+    for number_, structure in enumerate((Matrix, Delta, Deltas, Store, Layer, Model, Entry, Batch)):
         assert ctypes.sizeof(structure) == loaded.puna_struct_bytes(number_), f"{structure.__name__} differs from C++"
     return loaded

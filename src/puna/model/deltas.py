@@ -10,6 +10,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from puna.kernels.native import PackedFactors
+
 
 class Deltas(Protocol):
     """What is added to the maps of one model, for the rows of one flat batch."""
@@ -37,6 +39,10 @@ class Shelf(Protocol):
 
     def deltas(self, rows: Tensor) -> Deltas:
         """Returns the corrections of a batch whose rows have these numbers, int64 [T]; -1 for a row without any."""
+        ...
+
+    def packed(self, part: nn.Module, leaf: str = "weight") -> PackedFactors | None:
+        """Returns what all sets add to a module's parameter of this name, for the C++ kernels; None: nothing."""
         ...
 
 

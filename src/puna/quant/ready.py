@@ -31,7 +31,7 @@ from puna.model.count import part_of
 from puna.model.transformer import Llama
 from puna.quant.swap import SmallExperts, SmallLinear, put
 
-VERSION = 1
+VERSION = 2
 PAGE_BYTES = 4096
 PIECE_BYTES = 1 << 26  # of one read, so that progress is told often enough
 _SMALL = {small.__name__: small for small in (Int4, Int8, Fp8)}

@@ -2,12 +2,13 @@
 //
 // The same mathematics as puna/model/transformer.py, which is its twin. Sums and everything between the matrices are
 // float32; activations are rounded to what a matrix asks for (bfloat16 or int8) just before it. A layer is five phases
-// that all threads go through together, a few more where there are many rows. Structures are laid out for Python's ctypes: see native.py.
+// that all threads go through together, a few more where there are many rows or adapters. Structures are laid out for Python's ctypes: see native.py.
 #pragma once
 #include <cmath>
+#include <numeric>
 #include <vector>
+#include "adapted.h"
 #include "attention.h"
-#include "matmul.h"
 #include "team.h"
 
 constexpr int64_t SMALL_ROUTER = 1 << 17;  // weights of a router that is not worth a phase of its own
@@ -18,6 +19,7 @@ struct Layer {
     Matrix query, key, value, output;
     Matrix router, gate_up, down;               // routed experts; data is nullptr in dense layers
     Matrix shared_gate, shared_up, shared_down;  // the shared expert, or a dense layer's feed-forward
+    const Deltas* deltas;                        // nullptr: no adapter is known
     Store store;
     int32_t uses_rope, uses_qk_norm, uses_temperature, is_chunked;
 };
@@ -28,6 +30,7 @@ struct Model {
     const float* norm;         // [D]
     const void* embedding;     // [V D]
     Matrix head;
+    const Delta* head_delta;  // as `Layer::deltas`
     int64_t floor_len;  // of the queries' temperature
     double temperature_scale;
     float norm_eps;
@@ -47,24 +50,10 @@ struct Batch {
     const int64_t* feature_row;  // [T]: the feature that takes an id's place, or -1
     const Entry* entries;
     const int64_t* wanted;       // [R]: rows whose logits are needed
+    const int32_t* adapters;     // [T]: the number of each row's adapter, -1 for none; nullptr where no row has any
     float* logits;               // [R V]
     int32_t* routes;             // [layers, T, active experts], or nullptr
     int64_t n_tokens, n_entries, n_wanted;
-};
-
-// Rows of bytes or floats that one thread or all of them fill; kept between calls.
-template <class T> struct Rows {
-    std::vector<T, std::allocator<T>> memory;
-    T* first = nullptr;
-    int64_t stride = 0;
-
-    void shape(int64_t n, int64_t width) {
-        const int64_t unit = 64 / sizeof(T);
-        stride = padded(width, unit);
-        if ((int64_t)memory.size() < n * stride + unit) memory.resize(n * stride + unit);
-        first = (T*)padded((int64_t)memory.data(), 64);
-    }
-    T* operator[](int64_t i) const { return first + i * stride; }
 };
 
 // A product that is part of a phase: some rows times one matrix (of one expert).
@@ -87,7 +76,7 @@ class Forward {
 
     void run(int n_threads) {
         prepare();
-        together(n_threads, (size_t)m.n_layers * 16 + 8, [&](Member& team) {
+        together(n_threads, (size_t)m.n_layers * 24 + 8, [&](Member& team) {
             team.each(T, [&](int64_t t) { embed(t); }, n_begin(0), [&](int64_t t) { begin(0, t); });
             for (int32_t i = 0; i < m.n_layers; ++i) layer(team, m.layers[i], i);
             logits(team);
@@ -108,14 +97,27 @@ class Forward {
         std::vector<float*> x_at, q_at, k_at, v_at, gate_up_at, shared_gate_at, shared_up_at, target_at, router_at, logits_at;
         std::vector<float> temperatures, scores, row_scores;
         std::vector<int32_t> chosen, token_of_row;
+        // Rows by adapter, those without one first; which of them have one; and pointers to what these read and give.
+        std::vector<int64_t> by_adapter;
+        std::vector<Run> runs, expert_runs, wanted_runs;
+        Rows<uint8_t> inner;
+        std::vector<uint8_t*> inner_at;
+        std::vector<float*> normed_by, q_by, k_by, v_by, mixed_by, x_by, router_by, shared_gate_by, shared_up_by;
+        std::vector<float*> normed_of_row, wanted_by, logits_by;
         std::vector<int64_t> expert_begins, active, position;  // active: experts that somebody chose
         std::vector<Piece> whole, chunked;
     };
     static inline Scratch s;
+    static inline thread_local Corrections corrections;
 
     template <class P, class R> static void point(std::vector<P>& at, const R& rows, int64_t n, int64_t offset = 0) {
         at.resize(n);
         for (int64_t i = 0; i < n; ++i) at[i] = rows[i] + offset;
+    }
+
+    template <class P, class R> static void point(std::vector<P>& at, const R& rows, const std::vector<int64_t>& which) {
+        at.clear();
+        for (const int64_t i : which) at.push_back(rows[i]);
     }
 
     void prepare() {
@@ -163,6 +165,7 @@ class Forward {
         point(s.router_at, s.router, T);
         s.logits_at.resize(b.n_wanted);
         for (int64_t i = 0; i < b.n_wanted; ++i) s.logits_at[i] = b.logits + i * (int64_t)m.head.n_out;
+        prepare_adapters();
         s.temperatures.resize(T);
         s.scores.resize(R);
         s.row_scores.resize(R);
@@ -187,6 +190,57 @@ class Forward {
                 p += n;
             }
             row += entry.n_new;
+        }
+    }
+
+    // Sorts rows by their adapters. Without any, rows stay as they are, and nothing else happens.
+    void prepare_adapters() {
+        s.by_adapter.resize(T);
+        std::iota(s.by_adapter.begin(), s.by_adapter.end(), 0);
+        s.runs.clear();
+        s.expert_runs.clear();
+        s.wanted_runs.clear();
+        if (!b.adapters) return;
+        const auto before = [&](int64_t i, int64_t j) { return b.adapters[i] < b.adapters[j]; };
+        std::stable_sort(s.by_adapter.begin(), s.by_adapter.end(), before);
+        find_runs(s.runs, 0, 0, T, [&](int64_t i) { return b.adapters[s.by_adapter[i]]; });
+        std::vector<int64_t> wanted(b.n_wanted);
+        std::iota(wanted.begin(), wanted.end(), 0);
+        std::stable_sort(wanted.begin(), wanted.end(), [&](int64_t i, int64_t j) { return before(b.wanted[i], b.wanted[j]); });
+        find_runs(s.wanted_runs, 0, 0, b.n_wanted, [&](int64_t i) { return b.adapters[b.wanted[wanted[i]]]; });
+        point(s.normed_by, s.normed, s.by_adapter);
+        point(s.q_by, s.q, s.by_adapter);
+        point(s.k_by, s.k, s.by_adapter);
+        point(s.v_by, s.v, s.by_adapter);
+        point(s.mixed_by, s.mixed, s.by_adapter);
+        point(s.x_by, s.x, s.by_adapter);
+        point(s.router_by, s.router, s.by_adapter);
+        point(s.shared_gate_by, s.shared_hidden, s.by_adapter);
+        point(s.wanted_by, s.normed, wanted);
+        s.logits_by.resize(b.n_wanted);
+        for (int64_t i = 0; i < b.n_wanted; ++i) s.logits_by[i] = s.logits_at[wanted[i]];
+        s.normed_of_row.resize(T * m.n_active_experts);
+        int64_t inner = 0, n = T * std::max(3, 2 + m.n_active_experts);
+        const auto widen = [&](const Delta& delta) {
+            if (delta.a.data) inner = std::max(inner, record_bytes(delta.b.kind, delta.b.n_in));
+        };
+        for (int32_t i = 0; i < m.n_layers; ++i) {
+            const Deltas& y = *m.layers[i].deltas;
+            for (const Delta* delta : {&y.query, &y.key, &y.value, &y.output, &y.router, &y.gate_up, &y.down, &y.shared_gate,
+                                       &y.shared_up, &y.shared_down})
+                widen(*delta);
+        }
+        widen(*m.head_delta);
+        s.inner.shape(n, inner);
+        point(s.inner_at, s.inner, n);
+    }
+
+    // Finds neighbours among the rows `first` to `end` that have the same adapter; adapter(i) is that of row i.
+    template <class Adapter>
+    static void find_runs(std::vector<Run>& runs, int64_t expert, int64_t first, int64_t end, Adapter&& adapter) {
+        for (int64_t i = first, next; i < end; i = next) {
+            for (next = i + 1; next < end && adapter(next) == adapter(i);) ++next;
+            if (adapter(i) >= 0) runs.push_back({adapter(i), expert, i, next - i});
         }
     }
 
@@ -246,9 +300,20 @@ class Forward {
         }
     }
 
-    // Runs some products as one phase, then rows and last as `Member::each` has them.
+    // A phase whose products are corrected, then rows and last as `Member::each` has them.
+    template <class Task, class Row, class Last>
+    static void corrected(Member& team, const Corrections& more, int64_t n_tasks, Task&& task, int64_t n_rows, Row&& row,
+                          Last&& last) {
+        const int64_t n = more.n_narrow();
+        if (n == 0) return team.each(n_tasks, task, n_rows, row, last);
+        team.each(n_tasks + n, [&](int64_t i) { i < n_tasks ? task(i) : more.narrow(i - n_tasks); });
+        team.each(more.n_widen(), [&](int64_t i) { more.widen(i); }, n_rows, row, last);
+    }
+
+    // Runs some products as one phase, corrected.
     template <int MODE, size_t N, class Row, class Last>
-    static void products(Member& team, const Product (&list)[N], int64_t n_rows, Row&& row, Last&& last) {
+    static void products(Member& team, const Product (&list)[N], const Corrections& more, int64_t n_rows, Row&& row,
+                         Last&& last) {
         int64_t n_tasks = 0;
         for (const Product& p : list) n_tasks += n_panels(*p.w);
         const auto task = [&](int64_t i) {
@@ -258,17 +323,42 @@ class Forward {
                 i -= n;
             }
         };
-        team.each(n_tasks, task, n_rows, row, last);
+        corrected(team, more, n_tasks, task, n_rows, row, last);
     }
 
-    template <int MODE, size_t N> static void products(Member& team, const Product (&list)[N]) {
-        products<MODE>(team, list, 0, [](int64_t) {}, [] {});
+    template <int MODE, size_t N> static void products(Member& team, const Product (&list)[N], const Corrections& more) {
+        products<MODE>(team, list, more, 0, [](int64_t) {}, [] {});
+    }
+
+    // A map of a layer that adapters may correct: what their rows read, and what it gave them.
+    struct Map {
+        Delta Deltas::*which;
+        const std::vector<float*>&read, &out;
+    };
+
+    static const Corrections& of_dense(const Layer& y, std::initializer_list<Map> maps) {
+        corrections.clear(s.inner_at.data());
+        if (s.runs.empty()) return corrections;
+        for (const Map& map : maps) corrections.add(y.deltas->*map.which, s.runs, map.read.data(), map.out.data());
+        return corrections;
+    }
+
+    // The same, and besides the experts' map `which`, whose rows lie by expert.
+    static const Corrections& of_experts(const Layer& y, std::initializer_list<Map> maps, const Map& experts) {
+        of_dense(y, maps);
+        if (s.expert_runs.empty()) return corrections;
+        corrections.add(y.deltas->*experts.which, s.expert_runs, experts.read.data(), experts.out.data());
+        return corrections;
     }
 
     void layer(Member& team, const Layer& y, int32_t number) {
-        products<SET>(team, {{&y.query, 0, T, s.record_at.data(), s.q_at.data()},
-                             {&y.key, 0, T, s.record_at.data(), s.k_at.data()},
-                             {&y.value, 0, T, s.record_at.data(), s.v_at.data()}});
+        products<SET>(team,
+                      {{&y.query, 0, T, s.record_at.data(), s.q_at.data()},
+                       {&y.key, 0, T, s.record_at.data(), s.k_at.data()},
+                       {&y.value, 0, T, s.record_at.data(), s.v_at.data()}},
+                      of_dense(y, {{&Deltas::query, s.normed_by, s.q_by},
+                                   {&Deltas::key, s.normed_by, s.k_by},
+                                   {&Deltas::value, s.normed_by, s.v_by}}));
         expect(team, y.output);
         attention(team, y);
         expect(team, y.shared_gate);
@@ -397,15 +487,31 @@ class Forward {
             rms_norm(s.x[t], y.feed_forward_norm, m.norm_eps, m.width, s.normed[t]);
             make_record(y.shared_gate.kind, s.normed[t], m.width, 1.0f, s.shared_records[t]);
         };
-        products<ADD>(team, {{&y.output, 0, T, s.record_at.data(), s.x_at.data()}}, T, read,
-                      [&] { point(s.shared_up_at, s.shared_hidden, T, F); });
+        products<ADD>(team, {{&y.output, 0, T, s.record_at.data(), s.x_at.data()}}, of_output(y), T, read,
+                      [&] { point_up(F); });
         expect(team, y.shared_down);
-        products<SET>(team, {{&y.shared_gate, 0, T, s.shared_record_at.data(), s.shared_gate_at.data()},
-                             {&y.shared_up, 0, T, s.shared_record_at.data(), s.shared_up_at.data()}},
+        products<SET>(team,
+                      {{&y.shared_gate, 0, T, s.shared_record_at.data(), s.shared_gate_at.data()},
+                       {&y.shared_up, 0, T, s.shared_record_at.data(), s.shared_up_at.data()}},
+                      of_dense(y, {{&Deltas::shared_gate, s.normed_by, s.shared_gate_by},
+                                   {&Deltas::shared_up, s.normed_by, s.shared_up_by}}),
                       T, [&](int64_t t) { mix_shared(y, t); }, [] {});
         expect(team, first_matrix(number + 1));
-        products<ADD>(team, {{&y.shared_down, 0, T, s.shared_hidden_at.data(), s.x_at.data()}}, n_begin(number + 1),
+        products<ADD>(team, {{&y.shared_down, 0, T, s.shared_hidden_at.data(), s.x_at.data()}},
+                      of_dense(y, {{&Deltas::shared_down, s.shared_gate_by, s.x_by}}), n_begin(number + 1),
                       [&](int64_t i) { begin(number + 1, i); }, [] {});
+    }
+
+    static const Corrections& of_output(const Layer& y) {
+        return of_dense(y, {{&Deltas::output, s.mixed_by, s.x_by}});
+    }
+
+    // In a row of the shared expert, what `up` gives lies behind the F numbers of `gate`.
+    void point_up(int64_t F) {
+        point(s.shared_up_at, s.shared_hidden, T, F);
+        if (s.runs.empty()) return;
+        s.shared_up_by = s.shared_gate_by;
+        for (float*& at : s.shared_up_by) at += F;
     }
 
     void mix_shared(const Layer& y, int64_t t) {
@@ -415,7 +521,8 @@ class Forward {
 
     void experts(Member& team, const Layer& y, int32_t number) {
         const int64_t F = y.gate_up.n_out / 2, k = m.n_active_experts;
-        const bool is_small = (int64_t)y.router.n_out * y.router.n_in <= SMALL_ROUTER;
+        const bool is_corrected = !s.runs.empty() && y.deltas->router.a.data;
+        const bool is_small = (int64_t)y.router.n_out * y.router.n_in <= SMALL_ROUTER && !is_corrected;
         const auto read = [&](int64_t t) {
             rms_norm(s.x[t], y.feed_forward_norm, m.norm_eps, m.width, s.normed[t]);
             make_record(y.router.kind, s.normed[t], m.width, 1.0f, s.router_records[t]);
@@ -425,14 +532,15 @@ class Forward {
                 panel<SET>(y.router, 0, i, 1, &s.router_record_at[t], &s.router_at[t]);
         };
         const auto choose = [&] {
-            point(s.shared_up_at, s.shared_hidden, T, y.shared_gate.n_out);
+            point_up(y.shared_gate.n_out);
             route(y, number);
         };
         const Product output = {&y.output, 0, T, s.record_at.data(), s.x_at.data()};
-        if (is_small) products<ADD>(team, {output}, T, read, choose);
+        if (is_small) products<ADD>(team, {output}, of_output(y), T, read, choose);
         else {
-            products<ADD>(team, {output}, T, read, [] {});
-            products<SET>(team, {{&y.router, 0, T, s.router_record_at.data(), s.router_at.data()}}, 0, [](int64_t) {}, choose);
+            products<ADD>(team, {output}, of_output(y), T, read, [] {});
+            products<SET>(team, {{&y.router, 0, T, s.router_record_at.data(), s.router_at.data()}},
+                          of_dense(y, {{&Deltas::router, s.normed_by, s.router_by}}), 0, [](int64_t) {}, choose);
         }
         expect(team, y.shared_down);
         const int64_t n_routed = n_panels(y.gate_up), n_shared = n_panels(y.shared_gate);
@@ -452,7 +560,10 @@ class Forward {
             gate(s.gate_up[i - T], F, s.row_scores[i - T]);
             make_record(y.down.kind, s.gate_up[i - T], F, 1.0f, s.hidden_records[i - T]);
         };
-        team.each((int64_t)s.active.size() * n_routed + 2 * n_shared, task, T + T * k, mix);
+        const Corrections& wider = of_experts(y, {{&Deltas::shared_gate, s.normed_by, s.shared_gate_by},
+                                                  {&Deltas::shared_up, s.normed_by, s.shared_up_by}},
+                                              {&Deltas::gate_up, s.normed_of_row, s.gate_up_at});
+        corrected(team, wider, (int64_t)s.active.size() * n_routed + 2 * n_shared, task, T + T * k, mix, [] {});
         expect(team, first_matrix(number + 1));
         // A task owns some outputs of all tokens: each token's sum is shared expert first, then routed ones by number.
         const auto add = [&](int64_t i) {
@@ -462,10 +573,13 @@ class Forward {
                 panel<ADD>(y.down, e, i, n, s.hidden_at.data() + first, s.target_at.data() + first);
             }
         };
-        team.each(n_panels(y.shared_down), add, n_begin(number + 1), [&](int64_t i) { begin(number + 1, i); });
+        const Corrections& back = of_experts(y, {{&Deltas::shared_down, s.shared_gate_by, s.x_by}},
+                                             {&Deltas::down, s.gate_up_at, s.target_at});
+        corrected(team, back, n_panels(y.shared_down), add, n_begin(number + 1),
+                  [&](int64_t i) { begin(number + 1, i); }, [] {});
     }
 
-    // Chooses each token's experts and groups their rows by expert, in the order of the tokens.
+    // Chooses each token's experts and groups their rows by expert, those of one adapter together.
     void route(const Layer& y, int32_t number) {
         const int64_t E = m.n_experts, k = m.n_active_experts;
         std::fill(s.expert_begins.begin(), s.expert_begins.end(), 0);
@@ -490,13 +604,25 @@ class Forward {
             s.expert_begins[e + 1] += s.expert_begins[e];
         }
         std::vector<int64_t> next(s.expert_begins.begin(), s.expert_begins.end() - 1);
-        for (int64_t i = 0; i < T * k; ++i) {
-            const int64_t row = next[s.chosen[i]]++, t = i / k;
-            s.row_scores[row] = s.scores[i];
-            s.routed_at[row] = y.gate_up.kind == y.shared_gate.kind ? s.shared_record_at[t] : s.record_at[t];
-            s.target_at[row] = s.x[t];
-        }
+        for (const int64_t t : s.by_adapter)
+            for (int64_t i = t * k; i < (t + 1) * k; ++i) {
+                const int64_t row = next[s.chosen[i]]++;
+                s.row_scores[row] = s.scores[i];
+                s.routed_at[row] = y.gate_up.kind == y.shared_gate.kind ? s.shared_record_at[t] : s.record_at[t];
+                s.target_at[row] = s.x[t];
+                s.token_of_row[row] = (int32_t)t;
+            }
+        if (s.runs.empty()) return;
+        for (int64_t row = 0; row < T * k; ++row) s.normed_of_row[row] = s.normed[s.token_of_row[row]];
+        s.expert_runs.clear();
+        const auto adapter = [&](int64_t row) { return b.adapters[s.token_of_row[row]]; };
+        for (const int64_t e : s.active) find_runs(s.expert_runs, e, s.expert_begins[e], s.expert_begins[e + 1], adapter);
     }
 
-    void logits(Member& team) { products<SET>(team, {{&m.head, 0, b.n_wanted, s.record_at.data(), s.logits_at.data()}}); }
+    void logits(Member& team) {
+        corrections.clear(s.inner_at.data());
+        if (!s.wanted_runs.empty())
+            corrections.add(*m.head_delta, s.wanted_runs, s.wanted_by.data(), s.logits_by.data());
+        products<SET>(team, {{&m.head, 0, b.n_wanted, s.record_at.data(), s.logits_at.data()}}, corrections);
+    }
 };

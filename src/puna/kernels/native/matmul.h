@@ -8,12 +8,13 @@
 // int8 in groups of 32, each with a float32 scale and the sum of its integers.
 #pragma once
 #include <algorithm>
+#include <vector>
 #include "simd.h"
 
 enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2, INT4 = 3, INT6 = 4 };
 enum Mode : int32_t { SET = 0, ADD = 1 };  // what a product does with what is there
 
-constexpr int GROUP = 32;         // inputs that share a scale; every `in` is filled up with zeros to a multiple of it
+constexpr int GROUP = 32;         // inputs that share a scale; `in` is filled up with zeros to a multiple of it, of floats of 16
 constexpr int AHEAD = 3072;        // bytes that are asked for before they are needed, where few rows wait for memory
 constexpr int PANEL = 4;          // blocks of 16 outputs that are worked on together
 constexpr int MOST_ROWS = 6;      // rows of a tile of floats: 6 x 4 sums, 4 weights and 1 activation fill the registers
@@ -29,8 +30,11 @@ struct Matrix {
     int32_t kind, n_out, n_in, n_experts;
 };
 
+// Inputs that a packed weight and a record have, the zeros at the end included.
+inline int64_t filled(int32_t kind, int64_t n_in) { return padded(n_in, kind == FP32 || kind == BF16 ? LANES : GROUP); }
+
 inline int64_t block_bytes(int32_t kind, int64_t n_in) {
-    const int64_t in = padded(n_in, GROUP);
+    const int64_t in = filled(kind, n_in);
     switch (kind) {
         case FP32: return in * LANES * 4;
         case BF16: return in * LANES * 2;
@@ -45,7 +49,7 @@ inline int64_t matrix_bytes(int32_t kind, int64_t n_out, int64_t n_in) {
 }
 
 inline int64_t record_bytes(int32_t kind, int64_t n_in) {
-    const int64_t in = padded(n_in, GROUP);
+    const int64_t in = filled(kind, n_in);
     switch (kind) {
         case FP32: return in * 4;
         case BF16: return padded(in * 2, 64);
@@ -55,7 +59,7 @@ inline int64_t record_bytes(int32_t kind, int64_t n_in) {
 
 // Writes the record of a row of `n` numbers, each times `factor`.
 inline void make_record(int32_t kind, const float* row, int64_t n, float factor, uint8_t* record) {
-    const int64_t in = padded(n, GROUP);
+    const int64_t in = filled(kind, n);
     const __m512 f = _mm512_set1_ps(factor);
     if (kind == FP32 || kind == BF16) {
         for (int64_t i = 0; i < in; i += LANES) {
@@ -83,6 +87,21 @@ inline void make_record(int32_t kind, const float* row, int64_t n, float factor,
         sums[g] = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
     }
 }
+
+// Rows of bytes or floats that one thread or all of them fill; kept between calls.
+template <class T> struct Rows {
+    std::vector<T, std::allocator<T>> memory;
+    T* first = nullptr;
+    int64_t stride = 0;
+
+    void shape(int64_t n, int64_t width) {
+        const int64_t unit = 64 / sizeof(T);
+        stride = padded(width, unit);
+        if ((int64_t)memory.size() < n * stride + unit) memory.resize(n * stride + unit);
+        first = (T*)padded((int64_t)memory.data(), 64);
+    }
+    T* operator[](int64_t i) const { return first + i * stride; }
+};
 
 // Tiles ---------------------------------------------------------------------------------------------------------------
 // rows: the records of the tile's rows. out: where each row's first output of the tile goes. mask: lanes of the last
@@ -216,7 +235,7 @@ inline int64_t n_panels(const Matrix& w) { return (w.n_out + PANEL * LANES - 1) 
 template <int KIND, int MODE>
 void float_panel(const Matrix& w, const uint8_t* first, int64_t column, int64_t n_rows, const uint8_t* const* rows,
                  float* const* out) {
-    const int64_t bytes = block_bytes(KIND, w.n_in), in = padded(w.n_in, GROUP);
+    const int64_t bytes = block_bytes(KIND, w.n_in), in = filled(KIND, w.n_in);
     const int n_blocks = (int)std::min<int64_t>(PANEL, (w.n_out - column + LANES - 1) / LANES);
     float* at[MOST_ROWS];
     for (int64_t from = 0; from < in; from += IN_BLOCK) {
@@ -278,7 +297,7 @@ void panel(const Matrix& w, int64_t expert, int64_t number, int64_t n_rows, cons
 // low one first. scales: INT8 and INT6 float32 [out], INT4 bfloat16 [out in/32]. Fills block number `block` of `target`.
 inline void pack_block(int32_t kind, const uint8_t* source, const uint8_t* scales, int64_t n_out, int64_t n_in,
                        int64_t block, uint8_t* target) {
-    const int64_t in = padded(n_in, GROUP), bytes = block_bytes(kind, n_in);
+    const int64_t in = filled(kind, n_in), bytes = block_bytes(kind, n_in);
     uint8_t* out = target + block * bytes;
     std::memset(out, 0, bytes);
     if (kind == INT8) std::memset(out, 128, in * LANES);

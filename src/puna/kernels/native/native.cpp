@@ -88,7 +88,8 @@ void puna_forward(const Model* model, const Batch* batch, int32_t n_threads) {
 
 // Sizes of the structures, so that Python can see whether its own agree.
 int64_t puna_struct_bytes(int32_t which) {
-    const int64_t sizes[] = {sizeof(Matrix), sizeof(Store), sizeof(Layer), sizeof(Model), sizeof(Entry), sizeof(Batch)};
+    const int64_t sizes[] = {sizeof(Matrix), sizeof(Delta), sizeof(Deltas), sizeof(Store),
+                             sizeof(Layer),  sizeof(Model), sizeof(Entry),  sizeof(Batch)};
     return sizes[which];
 }
 
