@@ -48,23 +48,6 @@ def test_a_token_of_a_prompt_costs_the_operations_counted_by_hand() -> None:
     assert work.prefill_flops(measured_model()) / 1e9 == pytest.approx(0.605, abs=0.0005)
 
 
-def test_more_tokens_hit_more_experts() -> None:
-    text = measured_model().text
-    assert work.experts_hit(text, 1) == pytest.approx(1)
-    assert work.experts_hit(text, 8) == pytest.approx(6.5, abs=0.05)
-    assert work.experts_hit(text, 16) == pytest.approx(10.3, abs=0.05)
-
-
-def test_keys_and_values_of_a_context_weigh_what_was_counted_by_hand() -> None:
-    assert work.cache_bytes(measured_model().text, 2048, element_bytes=2) / 1e6 == pytest.approx(50, abs=0.5)
-
-
-def test_chunked_layers_read_no_more_than_their_chunk() -> None:
-    text = measured_model().text
-    one_token = 2 * 4 * 128 * 2
-    assert work.cache_bytes(text, 3 * 8192 + 99, element_bytes=2) == one_token * (3 * (3 * 8192 + 99) + 9 * 100)
-
-
 @pytest.mark.parametrize(
     "batch, context, bf16, four_bits", [(1, 128, 67, 237), (1, 2048, 62, 189), (8, 128, 194, 690), (16, 128, 268, 952)]
 )

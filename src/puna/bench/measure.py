@@ -23,6 +23,7 @@ from puna.config import LlamaConfig
 from puna.engine.engine import Engine
 from puna.engine.request import Request, Sampling
 from puna.errors import ConfigError
+from puna.plan.floor import weights_read
 
 DECODE_STEPS = 32
 """Tokens that each sequence gets in one timed run of decoding, on average."""
@@ -204,7 +205,7 @@ def _most_new_tokens(batch: int) -> int:
 
 def _is_small(config: LlamaConfig, weights: Mapping[str, int]) -> bool:
     """Says whether weights take about a byte or less: products with them are made of whole numbers on a processor."""
-    return work.read_bytes(config, weights, 1) < 1.5 * work.read_parameters(config)
+    return weights_read(config.text, weights, 1) < 1.5 * work.read_parameters(config)
 
 
 def _floor(engine: Engine, weights: dict[str, int], limits: work.Limits, each: Case) -> float:

@@ -3,7 +3,7 @@
 In: a configuration, the bytes that its weights take as they are stored, what memory and arithmetic reach. Out: floors
 in tokens a second. The count is for text: the vision tower runs once a tile, not once a token.
 A floor knows no sampler, no attention arithmetic and no norms: nothing can be much faster, much can be slower.
-Not here: how fast anything is (`machine`, `measure`).
+Not here: what is read of weights and keys (`plan.floor`), how fast anything is (`machine`, `measure`).
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from puna.config import LlamaConfig, TextConfig
+from puna.config import LlamaConfig
 from puna.model.count import count_parameters, part_of
-
-_PER_TOKEN = ("attention", "router", "shared_experts", "dense", "head")
-"""Parts that every token reads whole. The embedding is read one row a token, norms are too small to count."""
+from puna.plan.floor import PER_TOKEN, keys_read, weights_read
 
 
 class Limits(NamedTuple):
@@ -45,7 +43,7 @@ def _is_packed(value: object) -> bool:
 def read_parameters(config: LlamaConfig) -> int:
     """Returns how many parameters one token reads: the decoder with its head, of the routed experts those chosen."""
     count = count_parameters(config)
-    return sum(count.parts()[part] for part in _PER_TOKEN) + count.active_experts
+    return sum(count.parts()[part] for part in PER_TOKEN) + count.active_experts
 
 
 def prefill_flops(config: LlamaConfig) -> int:
@@ -53,30 +51,10 @@ def prefill_flops(config: LlamaConfig) -> int:
     return 2 * (read_parameters(config) - count_parameters(config).head)
 
 
-def experts_hit(config: TextConfig, n_tokens: int) -> float:
-    """Returns how many of a layer's experts are expected to be chosen by `n_tokens` tokens that choose evenly."""
-    return config.n_experts * (1 - (1 - config.n_active_experts / config.n_experts) ** n_tokens)
-
-
-def read_bytes(config: LlamaConfig, weights: Mapping[str, int], n_tokens: int) -> float:
-    """Returns the bytes of weights that a step over `n_tokens` tokens reads, of `weights` as `weight_bytes` gives."""
-    text = config.text
-    routed = weights.get("routed_experts", 0)
-    hit = experts_hit(text, n_tokens) / text.n_experts if text.moe_layers else 0.0
-    return sum(weights.get(part, 0) for part in _PER_TOKEN) + routed * hit
-
-
-def cache_bytes(config: TextConfig, context: int, element_bytes: int) -> int:
-    """Returns the bytes of keys and values that the token at position `context` looks at."""
-    looks = (config.chunk_len_of(layer) for layer in range(config.n_layers))
-    seen = sum(context if chunk is None else min(context, context % chunk + 1) for chunk in looks)
-    return 2 * config.n_kv_heads * config.head_dim * element_bytes * seen
-
-
 def prefill_floor(config: LlamaConfig, weights: Mapping[str, int], limits: Limits, prompt_len: int) -> float:
     """Returns the most tokens a second at which a prompt can be read."""
     seconds = max(
-        read_bytes(config, weights, prompt_len) / limits.read_bytes,
+        weights_read(config.text, weights, prompt_len) / limits.read_bytes,
         prompt_len * prefill_flops(config) / limits.flops,
     )
     return prompt_len / seconds
@@ -86,6 +64,6 @@ def decode_floor(
     config: LlamaConfig, weights: Mapping[str, int], limits: Limits, batch: int, context: int, element_bytes: int
 ) -> float:
     """Returns the most tokens a second that `batch` sequences can get together at this context."""
-    n_bytes = read_bytes(config, weights, batch) + batch * cache_bytes(config.text, context, element_bytes)
+    n_bytes = weights_read(config.text, weights, batch) + batch * keys_read(config.text, context, element_bytes)
     n_flops = batch * 2 * read_parameters(config)
     return batch / max(n_bytes / limits.read_bytes, n_flops / limits.flops)

@@ -17,13 +17,11 @@ from puna.config import LlamaConfig, TextConfig
 from puna.hardware import Hardware, Numbers
 from puna.plan import forward
 from puna.plan.cluster import Cluster
+from puna.plan.floor import keys_read, weights_read
 from puna.plan.forward import MAX_STEP_TOKENS
 from puna.plan.shares import Serving, every_weight, layers_of, served
 
 KV_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
-
-PER_TOKEN = ("attention", "router", "shared_experts", "dense", "head")
-"""Parts that every token reads whole. The embedding is read one row a token, norms are too small to count."""
 
 
 class Reached(NamedTuple):
@@ -201,32 +199,10 @@ def loading_bytes(config: LlamaConfig, scheme: Scheme, float_bytes: int = 2) -> 
 # Floors ---------------------------------------------------------------------------------------------------------------
 
 
-def experts_hit(text: TextConfig, n_tokens: int) -> float:
-    """Returns how many of a layer's experts are expected to be chosen by tokens that choose evenly."""
-    return text.n_experts * (1 - (1 - text.n_active_experts / text.n_experts) ** n_tokens)
-
-
-def seen_bytes(text: TextConfig, context: int, element_bytes: int) -> int:
-    """Returns the bytes of keys and values that the token at position `context` looks at."""
-    looks = (text.chunk_len_of(layer) for layer in range(text.n_layers))
-    seen = sum(context if chunk is None else min(context, context % chunk + 1) for chunk in looks)
-    return memory.position_bytes(text, element_bytes) * seen
-
-
 def seen_flops(text: TextConfig, context: int) -> float:
     """Returns the operations of attention of the average token of a prompt, scores and mixture, all layers."""
     keys = sum(min(context, text.chunk_len_of(layer) or context) / 2 for layer in range(text.n_layers))
     return 4 * text.n_heads * text.head_dim * keys
-
-
-def _read(text: TextConfig, rank: RankBytes, n_tokens: int, groups: int) -> float:
-    """Returns the bytes of weights that the busiest rank reads in a step of so many tokens.
-
-    Where groups of ranks share out the experts, somebody has the one that a single token chose.
-    """
-    held = text.n_experts / groups if text.moe_layers else 1.0
-    hit = max(1.0, experts_hit(text, n_tokens) / groups) / held if text.moe_layers else 0.0
-    return sum(rank.weights.get(part, 0) for part in PER_TOKEN) + rank.weights.get("routed_experts", 0) * hit
 
 
 def _flops(text: TextConfig, with_head: bool) -> float:
@@ -256,7 +232,7 @@ def _prefill(
     for stage, rank in enumerate(ranks):
         text = _share(config.text, layout, stage)
         flops = tokens * (_flops(text, with_head=False) + seen_flops(text, tokens))
-        read = steps * _read(text, rank, min(tokens, MAX_STEP_TOKENS), layout.expert)
+        read = steps * weights_read(text, rank.weights, min(tokens, MAX_STEP_TOKENS), layout.expert)
         stages.append((read / hardware.read_bytes, flops / rate))
     exchanged = _exchange_seconds(config.text, cluster, layout, tokens, steps)
     busy = min(layout.replicate, asked.batch)
@@ -275,7 +251,8 @@ def _decode(
     stages = []
     for stage, rank in enumerate(ranks):
         text = _share(config.text, layout, stage)
-        read = _read(text, rank, at_once, layout.expert) + at_once * seen_bytes(text, asked.context, element)
+        read = weights_read(text, rank.weights, at_once, layout.expert)
+        read += at_once * keys_read(text, asked.context, element)
         flops = at_once * _flops(text, with_head=stage == layout.pipeline - 1)
         stages.append((read / hardware.read_bytes, flops / rate))
     exchanged = _exchange_seconds(config.text, cluster, layout, at_once, 1)
