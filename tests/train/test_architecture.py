@@ -12,7 +12,7 @@ from puna.weights.checkpoint import open_config
 
 def test_a_preset_and_a_file_name_a_model(tiny: Path) -> None:
     assert architecture("cria", "model.preset") == CRIA
-    assert architecture(str(tiny / "config.json"), "model.preset") == open_config(tiny)
+    assert architecture(str(tiny / "config.json"), "model.preset").text == open_config(tiny).text
 
 
 @pytest.mark.parametrize("name", ["behemoth", "none.json"])

@@ -5,6 +5,7 @@ Not here: the choice itself (`model/moe`). Why weights are stored [experts, out,
 Source: score on the expert's input, no renormalisation (llama-models `models/llama4/moe.py`).
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 from puna.shapes import sizes
 
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function of rows, weights and ends as `grouped_linear` is."""
+
 ALIGNMENT_BYTES = 16  # torch's grouped product wants rows that start on 16-byte borders
 ROW_BLOCKS = (16, 64)
 """Rows of an expert are filled up to a multiple of a power of two in this range, about a quarter of what it gets. The
@@ -21,20 +25,23 @@ CPU library compiles a kernel for each number of rows that it meets: with number
 training step took 0.90 s, in blocks 0.11; but blocks of 64 where an expert gets 64 rows double its work."""
 
 
-def routed_experts(x: Tensor, scores: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def routed_experts(
+    x: Tensor, scores: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, product: Product | None = None
+) -> Tensor:
     """Returns for each token the sum over its experts of Expert(score * x). Differentiable, also in the scores.
 
     x [T D], scores [T k] in the dtype of x, experts int64 [T k], gate_up [E 2F D] (gate rows first), down [E D F].
-    Result [T D]. An expert that nobody chose is not read.
+    Result [T D]. An expert that nobody chose is not read. `product` multiplies instead of `grouped_linear`.
     """
+    multiply = grouped_linear if product is None else product
     T, D = sizes(x, "T D")
     E, _, _ = sizes(gate_up, f"E 2F {D}")
     k = experts.shape[1]
     slots = group_by_expert(experts.flatten(), E, row_block(T * k, E, x.device))
     rows = (x[:, None] * scores[:, :, None]).flatten(0, 1)  # R D
     grouped = rows.new_zeros(slots.n_slots, D).index_copy(0, slots.slot, rows)
-    gate, up = grouped_linear(grouped, gate_up, slots.ends).chunk(2, dim=-1)
-    grouped = grouped_linear(F.silu(gate) * up, down, slots.ends)
+    gate, up = multiply(grouped, gate_up, slots.ends).chunk(2, dim=-1)
+    grouped = multiply(F.silu(gate) * up, down, slots.ends)
     return grouped[slots.slot].view(T, k, D).sum(1)  # T D
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.config import TextConfig
-from puna.kernels.experts import routed_experts
+from puna.kernels.experts import Product, routed_experts
 from puna.model.deltas import Deltas, through
 from puna.model.layers import SwiGLU
 
@@ -22,7 +22,12 @@ class Route(NamedTuple):
 
 
 class Experts(nn.Module):
-    """The routed experts of one layer as two tensors: gate_up [E 2F D] with the gate's rows first, down [E D F]."""
+    """The routed experts of one layer as two tensors: gate_up [E 2F D] with the gate's rows first, down [E D F].
+
+    `product`, which only training has (`train.fp8`), multiplies rows with them instead of `kernels.experts`'s.
+    """
+
+    product: Product | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -30,7 +35,7 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(config.n_experts, config.width, config.expert_width))
 
     def forward(self, x: Tensor, scores: Tensor, experts: Tensor) -> Tensor:
-        return routed_experts(x, scores, experts, self.gate_up, self.down)
+        return routed_experts(x, scores, experts, self.gate_up, self.down, self.product)
 
 
 class MoE(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
 
-from puna.kernels.experts import routed_experts
+from puna.kernels.experts import Product, routed_experts
 from puna.shapes import sizes
 
 
@@ -51,7 +51,13 @@ def sum_over(x: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def experts_across(
-    x: Tensor, scores: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor, group: ProcessGroup
+    x: Tensor,
+    scores: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    group: ProcessGroup,
+    product: Product | None = None,
 ) -> Tensor:
     """Returns what `kernels.experts.routed_experts` does, for experts that the ranks of a group have dealt out.
 
@@ -61,7 +67,7 @@ def experts_across(
     T, D = sizes(x, "T D")
     k, n_own, ranks = experts.shape[1], gate_up.shape[0], group.size()
     if ranks == 1:
-        return routed_experts(x, scores, experts, gate_up, down)
+        return routed_experts(x, scores, experts, gate_up, down, product)
     order = experts.flatten().argsort(stable=True)  # R, R = T k
     counts = torch.bincount(experts.flatten(), minlength=n_own * ranks).view(ranks, n_own)  # rows for each expert
     coming = torch.empty_like(counts)  # [r e]: rows that rank r has for own expert e
@@ -72,7 +78,7 @@ def experts_across(
     whose = torch.arange(n_own, device=x.device).repeat(ranks).repeat_interleave(coming.flatten())  # r
     ones = arrived.new_ones(len(arrived), 1)
     if len(arrived):
-        made = routed_experts(arrived, ones, whose[:, None], gate_up, down)
+        made = routed_experts(arrived, ones, whose[:, None], gate_up, down, product)
     else:  # a rank without work takes part all the same: its weights have gradients, zeros
         made = arrived + 0 * (gate_up.sum() + down.sum())
     back = _travel(made, there, here, group)  # R D

@@ -140,17 +140,23 @@ class LossRecipe:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeRecipe:
     """How the sums are done. Part of the digest: another number of threads adds in another order. `compile` is for
-    one process; `device` is "cpu" or "cuda"."""
+    one process; `device` is "cpu" or "cuda"; `matmul` "fp8" multiplies in eight bits (`train.fp8`), empty in `dtype`.
+    """
 
     dtype: str
     compile: bool
     threads: int
     device: str = "cpu"
+    matmul: str = ""
 
     def __post_init__(self) -> None:
         require(self.dtype in ("bfloat16", "float32"), "compute.dtype", self.dtype, '"bfloat16" or "float32"')
         require(self.threads > 0, "compute.threads", self.threads, "positive")
         require(self.device in ("cpu", "cuda"), "compute.device", self.device, '"cpu" or "cuda"')
+        require(self.matmul in ("", "fp8"), "compute.matmul", self.matmul, '"fp8", or empty: as dtype')
+        if self.matmul == "fp8":
+            require(self.dtype == "bfloat16", "compute.dtype", self.dtype, '"bfloat16" with matmul = "fp8"')
+            require(not self.compile, "compute.compile", True, 'false with matmul = "fp8", whose experts are no graph')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +244,8 @@ class Recipe:
     def __post_init__(self) -> None:
         is_alone = self.parallel.world == 1
         require(is_alone or not self.compute.compile, "compute.compile", True, "false on several ranks")
+        whole = self.compute.matmul != "fp8" or self.parallel.tensor == 1
+        require(whole, "parallel.tensor", self.parallel.tensor, '1 with compute.matmul = "fp8": rows are rounded whole')
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -281,16 +289,22 @@ class RunRecipe(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-_LATER: Mapping[str, Any] = {"transfer": None}
-"""Tables that came after the first runs, and what they are where they are not used."""
+_LATER: Mapping[str, Any] = {"transfer": None, "compute.matmul": ""}
+"""Tables and keys that came after the first runs, and what they are where they are not used."""
 
 
 def digest_of(tables: Mapping[str, Any]) -> str:
     """Returns a recipe's digest: of its tables but those that say when, where, on how many ranks, and who is told. What
     came later is not in it until it is used, so that earlier runs go on."""
     kept = {name: table for name, table in tables.items() if name not in ("checkpoint", "parallel", "energy", "log")}
-    kept = {name: table for name, table in kept.items() if name not in _LATER or table != _LATER[name]}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_used(kept), sort_keys=True).encode()).hexdigest()
+
+
+def _used(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Returns a table without what came later and is not used; `path` is its name with a dot behind it."""
+    kept = {key: value for key, value in table.items() if path + key not in _LATER or value != _LATER[path + key]}
+    tables = {key: _used(value, f"{path}{key}.") for key, value in kept.items() if isinstance(value, Mapping)}
+    return kept | tables
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -183,12 +183,13 @@ class ExpertsAcross(nn.Module):
 
     def __init__(self, experts: Experts, mesh: Mesh) -> None:
         super().__init__()
-        self.gate_up, self.down, self.mesh = experts.gate_up, experts.down, mesh
+        self.gate_up, self.down, self.mesh, self.product = experts.gate_up, experts.down, mesh, experts.product
 
     def forward(self, x: Tensor, scores: Tensor, experts: Tensor) -> Tensor:
         tensor = self.mesh.tensor
         rows, scores, experts = split(x, tensor), split(scores, tensor), split(experts, tensor)
-        return join(experts_across(rows, scores, experts, own(self.gate_up), own(self.down), self.mesh.expert), tensor)
+        weights = own(self.gate_up), own(self.down)
+        return join(experts_across(rows, scores, experts, *weights, self.mesh.expert, self.product), tensor)
 
 
 def own(weight: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from puna.config import LlamaConfig
 from puna.errors import ConfigError, DeviceError, PunaError, WeightsError
 from puna.model.transformer import Llama, set_parameter, start_value
 from puna.train.balance import Balance
+from puna.train.fp8 import settle
 from puna.train.mesh import Mesh
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
@@ -101,7 +102,7 @@ def start_values(recipe: Recipe, config: LlamaConfig) -> Iterator[tuple[str, Ten
 def start_on_ranks(recipe: Recipe, config: LlamaConfig, mesh: Mesh) -> tuple[Stage, Optimizer]:
     """Returns this rank's stage and its optimiser, with the values of `start_weights`: of the others' it never holds
     more than one parameter. Raises as `start_values` does."""
-    stage = spread(_described(config), mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
+    stage = spread(settle(_described(config), recipe.compute), mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
     stage.to_empty(device=recipe.compute.device)
     own = dict(stage.model.named_parameters())
     for name, value in start_values(recipe, config):
@@ -119,7 +120,7 @@ def _described(config: LlamaConfig) -> Llama:
 
 def begin(recipe: Recipe, config: LlamaConfig) -> TrainingState:
     """Returns the state of one process before the first step. Raises as `start_weights` does."""
-    model = start_weights(recipe, config).to(recipe.compute.device)
+    model = settle(start_weights(recipe, config), recipe.compute).to(recipe.compute.device)
     optimizer = Optimizer(model.named_parameters(), recipe.optimizer, scales=scales_of(recipe, config))
     cast(model, getattr(torch, recipe.compute.dtype))
     return first_state(recipe, model, optimizer)

@@ -262,6 +262,7 @@ class TuneRecipe:
             self.parallel.product,
             "replicas alone, but for supervised tuning of all weights",
         )
+        require(not self.compute.matmul, "compute.matmul", self.compute.matmul, "empty: it is for pre-training")
         require(
             not self.compute.compile or (plain and ranks == 1),
             "compute.compile",
