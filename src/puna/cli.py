@@ -270,7 +270,7 @@ def _add_train(commands: Any) -> None:
 
 def _add_tune(commands: Any) -> None:
     parser = _command(commands, "tune", _tune, "tune a model as a recipe says, or go on where it stopped")
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/tune-cria-sft.toml")
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/cria-instruct-sft.toml")
     parser.add_argument(
         "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
     )

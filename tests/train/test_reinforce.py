@@ -13,7 +13,7 @@ from puna.errors import ConfigError, PromptError
 from puna.model.transformer import Llama
 from puna.prompt.render import Prompt
 from puna.train.pack import DataState
-from puna.train.reinforce import REWARDS, ROUNDS, Grouped, RolloutBatch, Rounds, begin, gained, merged, reading
+from puna.train.reinforce import REWARDS, ROUNDS, Grouped, RolloutBatch, Rounds, begin, gained, merged, passed, reading
 from puna.train.tune import tune
 from puna.train.tune_recipe import TuneRecipe, from_dict
 from puna.train.workbench import Workbench, open_bench
@@ -150,6 +150,14 @@ def test_a_round_that_is_learnt_from_once_needs_no_reading_before(bench: Workben
         return found.total.item(), bench.model.norm.weight.grad.clone()
 
     assert slope(2)[0] == slope(1)[0] and torch.equal(slope(2)[1], slope(1)[1])
+
+
+def test_tasks_come_as_often_as_their_source_is_passed(bench: Workbench) -> None:
+    feed = begin(bench).feed
+    assert isinstance(feed, Rounds)
+    found = [task.id for task in passed(feed.tasks, {"odd": 0.0, "even": 1.7})]
+    assert found == ["task1", "task3", "task5", "task1", "task3"]
+    assert sorted(task.id for task in passed(feed.tasks, {})) == [task["id"] for task in TASKS]
 
 
 def test_equal_replies_are_read_once_and_count_as_often(bench: Workbench) -> None:

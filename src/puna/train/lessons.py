@@ -194,7 +194,8 @@ def read_pages(file: Path) -> list[tuple[str, Picture, str]]:
             if "-pages0-" in line[:80]:
                 record = json.loads(line)
                 picture, text = record["content"]
-                pages.append((record["language"], Picture(picture["path"]), text["text"]))
+                if text["text"].strip():
+                    pages.append((record["language"], Picture(picture["path"]), text["text"]))
     return pages
 
 
@@ -279,9 +280,7 @@ def words(rng: Random, facts: Facts) -> Lesson:
 def talk(rng: Random, facts: Facts) -> Lesson:
     """Small talk about cria itself."""
     del facts
-    language = rng.choice(LANGUAGES)
-    lesson = _about("talk", ask.talk_turns(rng, language, rng.choice((1, 2))), [])
-    return replace(lesson, answer={"kind": "language", "language": language})
+    return _about("talk", ask.talk_turns(rng, rng.choice(LANGUAGES), rng.choice((1, 2))), [])
 
 
 def refusal(rng: Random, facts: Facts) -> Lesson:

@@ -20,7 +20,7 @@ http://joschu.net/blog/kl-approx.html.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,10 +82,11 @@ def begin(bench: Workbench) -> Exercise:
     style: ToolStyle = "json" if recipe.data.tool_style == "json" else "pythonic"
     tasks = list(read_tasks(recipe.data.chats, bench.renderer, style, bench.judges))
     fitting = [task for task in tasks if len(task.prompt.ids) + options.max_new_tokens <= recipe.batch.row_len]
+    fitting = passed(fitting, recipe.data.passes)
     if not fitting:
         raise ConfigError(
             f"batch.row_len: {recipe.batch.row_len} holds none of {len(tasks)} tasks with {options.max_new_tokens} new "
-            "tokens; raise it"
+            "tokens, or data.passes leaves none; raise it"
         )
     (bench.run / "data.json").write_text(json.dumps({"tasks": len(tasks), "used": len(fitting)}) + "\n", "utf-8")
     loss = Grouped(bench.model, options, recipe.loss)
@@ -434,6 +435,15 @@ def merged(group: Iterable[Drawn]) -> list[Drawn]:
         known = found.get(each.sample.ids)
         found[each.sample.ids] = each if known is None else replace(known, times=known.times + each.times)
     return list(found.values())
+
+
+def passed(tasks: Sequence[Task], passes: Mapping[str, float]) -> list[Task]:
+    """Returns tasks as often as their source is passed in an epoch, of a broken number the first ones once more."""
+    found: list[Task] = []
+    for source in dict.fromkeys(task.source for task in tasks):
+        own, times = [task for task in tasks if task.source == source], passes.get(source, 1.0)
+        found += own * int(times) + own[: round((times - int(times)) * len(own))]
+    return found
 
 
 def _rows(lengths: Sequence[int], width: int) -> list[list[int]]:

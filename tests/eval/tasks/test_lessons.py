@@ -23,8 +23,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "counting": {"answer": {"kind": "number", "value": 4}},
     "tool call": {"answer": CALL, "tools": [TOOL]},
     "no tool": {"answer": {"kind": "exact", "accept": ["cat"]}, "tools": [TOOL]},
-    "story": {"answer": {"kind": "language", "language": "de"}},
-    "refusal": {"answer": {"kind": "refusal", "language": "en"}},
+    "story": {"language": "de", "answer": {"kind": "language", "language": "de"}},
+    "refusal": {"language": "en", "answer": {"kind": "refusal", "language": "en"}},
 }
 RIGHT = {
     "naming": " gato.",

@@ -24,6 +24,7 @@ from puna.prompt.render import call_text
 HELD_OUT = Source(folder="cria-lessons", file="lessons_held_out.jsonl", hub=None)
 SEEN = ("naming", "category", "yes or no", "several pictures", "counting", "scene", "chart", "page", "receipt", "story")
 KINDS = (*SEEN, "words", "talk", "refusal", "system", "tool call", "tool result", "no tool")
+TEXTS = ("story", "talk", "refusal")  # a single word is in no language that could be told
 ANSWER_TOKENS = 96  # calls take 40 and sentences 33; of a hundred stories three are longer
 
 
@@ -140,8 +141,7 @@ def _right_of(kind: str, judged: Judged) -> float | None:
 
 
 def _kept_language(judged: Judged) -> float | None:
-    answer = judged.item.row["answer"]
-    return float(is_in(judged.responses[0], answer["language"])) if "language" in answer else None
+    return float(is_in(judged.responses[0], judged.item.row["language"])) if judged.item.group in TEXTS else None
 
 
 def _refused(judged: Judged) -> float | None:
