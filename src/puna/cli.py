@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,18 +32,21 @@ if TYPE_CHECKING:
     from puna.chat import Answer, Assistant, Options, Response
     from puna.config import LlamaConfig
     from puna.eval.ask import Model as EvalModel
+    from puna.eval.opinion import ModelOpinion
     from puna.eval.run import Settings
     from puna.eval.suite import Suite
     from puna.guard.guard import Guard
     from puna.guard.guarded import Guarded
     from puna.guard.pipeline import Pipeline
     from puna.guard.policy import Policy
+    from puna.model.transformer import Llama
     from puna.parallel import Layout
     from puna.plan.plan import ServePlan, TrainPlan, TunePlan
     from puna.prompt.message import Message
     from puna.quant.drift import Drift
     from puna.serve.batch import Summary
     from puna.train.loop import Outcome
+    from puna.train.synthesize import Order
 
 _SAMPLING = {
     "temperature": (float, "0 takes the most probable token; higher is bolder (default 0.6)"),
@@ -289,6 +293,13 @@ def _add_synthesize(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="same seed, same replies (default 1)")
     parser.add_argument("--least-reward", type=float, default=1.0, metavar="R", help="of what stays, 0..1 (default 1)")
     parser.add_argument("--best", action="store_true", help="of each task only the best reply stays")
+    parser.add_argument(
+        "--judge", default="", metavar="MODEL", help="a model that scores replies; it may be --model too"
+    )
+    parser.add_argument("--judge-prompt", type=Path, metavar="FILE", help="what it is told (default: a general scale)")
+    parser.add_argument(
+        "--least-score", type=float, default=0.75, metavar="S", help="of what stays, 0..1 (default 0.75)"
+    )
     parser.add_argument(
         "--against", metavar="PATH", type=Path, action="append", default=[], help="evaluation sets to keep out"
     )
@@ -868,9 +879,12 @@ def _tune(arguments: argparse.Namespace) -> None:
 
 
 def _synthesize(arguments: argparse.Namespace) -> None:
-    from puna.eval import coding
+    from puna.eval import coding, opinion
     from puna.train.synthesize import Order, synthesize
 
+    if arguments.judge_prompt is not None and not arguments.judge:
+        raise ConfigError("--judge-prompt is given and --judge is not: name the model that is told this")
+    prompt = opinion.PROMPT if arguments.judge_prompt is None else arguments.judge_prompt.read_text("utf-8")
     order = Order(
         model=arguments.model,
         tasks=tuple(arguments.tasks),
@@ -883,9 +897,26 @@ def _synthesize(arguments: argparse.Namespace) -> None:
         least_reward=arguments.least_reward,
         best=arguments.best,
         against=tuple(arguments.against),
+        judge=arguments.judge,
+        judge_prompt=prompt,
+        least_score=arguments.least_score,
     )
-    made = synthesize(order, _say_progress, {"code": coding.worth})
+    made = synthesize(order, _say_progress, {"code": coding.worth}, partial(_opinion, order, arguments.quantize))
     _print(made._asdict(), arguments, f"{arguments.out}: {made.kept} of {made.replies} replies to {made.tasks} tasks")
+
+
+def _opinion(order: "Order", quantize: Any, writer: "Llama") -> "ModelOpinion":
+    """Returns the model that judges replies: one of its own, or the one that writes them."""
+    from puna.chat import Assistant, load
+    from puna.eval.opinion import ModelOpinion
+    from puna.prompt.tokenizer import Tokenizer
+    from puna.weights import hub
+
+    if order.judge == order.model:
+        judge = Assistant(writer, Tokenizer.load(hub.resolve(order.judge)))
+    else:
+        judge = load(order.judge, quantize=quantize)
+    return ModelOpinion(judge, order.judge_prompt)
 
 
 def _settle_threads() -> None:

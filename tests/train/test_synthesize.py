@@ -1,12 +1,15 @@
 """Replies that a program finds right become conversations, with where they come from; a stopped run goes on."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from puna.errors import ConfigError
+from puna.prompt.message import Message
 from puna.train import chats, synthesize
 from puna.train.synthesize import Order
 from tests.train.chat_lines import write_lines
@@ -101,3 +104,31 @@ def test_a_file_that_is_there_is_not_written_over(tiny: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="exists"):
         synthesize.synthesize(order, silent, JUDGES)
     assert order.out.read_text() == "mine"
+
+
+class Digits:
+    """Gives replies 0, 1/4, 1/2, 3/4, 1 in turn, and nothing to the sixth."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], str]] = []
+
+    def scores(self, asked: Sequence[tuple[Sequence[Message], str]]) -> list[float | None]:
+        self.asked += [([message.text for message in messages], reply) for messages, reply in asked]
+        return [None if i % 6 == 5 else i % 6 / 4 for i in range(len(asked))]
+
+
+def test_a_model_that_judges_says_what_stays_of_tasks_without_an_answer(tiny: Path, tmp_path: Path) -> None:
+    order = order_of(tiny, tmp_path, judge=str(tiny), judge_prompt="Be fair.", least_score=0.5, least_reward=0.0)
+    tasks = [{name: value for name, value in task.items() if name != "answer"} for task in TASKS]
+    write_lines(tmp_path / "tasks.jsonl", tasks)
+    judge = Digits()
+    made = synthesize.synthesize(order, silent, None, lambda model: judge)
+    n = len(judge.asked)
+    assert n == made.replies - made.dropped.get("worth too little", 0) >= 12
+    assert judge.asked[0][0] == ["sun 0?"]
+    lines = [json.loads(line) for line in order.out.read_text().splitlines()]
+    judged = [line["provenance"]["judge"] for line in lines]
+    digest = hashlib.sha256(b"Be fair.").hexdigest()
+    assert {(each["model"], each["prompt"]) for each in judged} == {(str(tiny), digest)}
+    assert {each["score"] for each in judged} <= {0.5, 0.75, 1.0} and len(judged) == made.kept
+    assert made.dropped["judged too low"] >= 4 and made.dropped["too long to judge"] >= 2

@@ -7,6 +7,7 @@ In: a reply as text and the `answer` of its line, which says what is asked for:
     {"kind": "format", "pattern": "[A-D]"}      the whole reply matches a regular expression
     {"kind": "language", "language": "hi"}      is a text in this language, at least `words` (5) words long
     {"kind": "refusal", "language": "de"}       declines, in this language
+    {"kind": "any"}                             is anything: for replies that a model judges (`synthesize`)
     {"kind": "calls", "calls": [{"name": "get_weather", "arguments": {"city": "Lima"}}]}
 
 Further kinds, such as one that runs code, are given to `reward` by whoever has them.
@@ -92,6 +93,7 @@ def are_calls(reply: str, answer: Answer, tools: Sequence[Tool]) -> float:
 
 
 _JUDGES: Mapping[str, Judge] = {
+    "any": lambda reply, answer, tools: 1.0,
     "exact": is_exact,
     "number": is_number,
     "format": is_formed,

@@ -58,9 +58,14 @@ class Wish(NamedTuple):
 
 
 def read_tasks(
-    files: Sequence[str], renderer: Renderer, style: ToolStyle, judges: Mapping[str, Judge] | None = None
+    files: Sequence[str],
+    renderer: Renderer,
+    style: ToolStyle,
+    judges: Mapping[str, Judge] | None = None,
+    otherwise: Mapping[str, Any] | None = None,
 ) -> Iterator[Task]:
-    """Yields the tasks of chat files: lines that end with a user's turn and say what is asked for as `answer`.
+    """Yields the tasks of chat files: lines that end with a user's turn and say what is asked for as `answer`, or
+    else get the one `otherwise`.
 
     Raises ConfigError and PromptError, naming file and line, for what cannot be read or judged.
     """
@@ -69,12 +74,13 @@ def read_tasks(
             messages = chat.messages
             while messages and messages[-1].role == "assistant":
                 messages = messages[:-1]
-            rewards.check(chat.facts.get("answer"), chat.where, judges)
+            answer = chat.facts.get("answer", otherwise)
+            rewards.check(answer, chat.where, judges)
             try:
                 prompt = renderer.render(messages, chat.tools, tool_style=style)
             except PromptError as error:
                 raise PromptError(f"{chat.where}: {error}") from error
-            yield Task(chat.id, chat.source, prompt, chat.facts["answer"], chat.tools)
+            yield Task(chat.id, chat.source, prompt, answer, chat.tools)
 
 
 def roll(

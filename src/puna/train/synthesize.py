@@ -1,32 +1,36 @@
-"""Training data that a model writes: replies to tasks, of which those stay that a program finds right.
+"""Training data that a model writes: replies to tasks, of which those stay that a program or a model finds right.
 
 In: a model's folder, files of tasks as `rollout.read_tasks` takes them, evaluation sets that must not be in what comes
 out. Out: conversations as `puna tune` reads them, each with its provenance: which model and weights, how it was drawn,
-what it was worth. Dropped, and counted by reason: replies worth too little, those that were there already, those that
-hold a passage of an evaluation set. Stopped at any moment and started again, it goes on behind the last finished tasks.
+what it was worth, and to whom. Dropped, and counted by reason: replies worth too little, to a program or to the model
+that judges, those that were there already, those that hold a passage of an evaluation set. Stopped at any moment and
+started again, it goes on behind the last finished tasks.
 The card's models may be used like this: their licence names synthetic data and distillation.
-Not here: how replies are judged (`rewards`), what a passage is (`prepare.overlap`).
+Not here: how replies are judged (`rewards`, and whoever makes an `Opinion`), what a passage is (`prepare.overlap`).
 """
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from puna import __version__
 from puna.errors import ConfigError
 from puna.model.transformer import Llama
+from puna.prompt.message import Message
 from puna.prompt.parse import parse
 from puna.prompt.render import Renderer
 from puna.prompt.tokenizer import Tokenizer
 from puna.quant import swap
 from puna.train import chats
+from puna.train.chats import Chat
 from puna.train.prepare.overlap import Exams, holds, read_exams
 from puna.train.prepare.words import plain, words
 from puna.train.recipe import require
@@ -40,6 +44,9 @@ from puna.weights.hub import resolve
 AT_ONCE = 16
 """Tasks between two marks in the journal: what is lost when it is stopped."""
 
+_ANY = {"kind": "any"}  # what a task is answered with that only a model judges
+_TOLD_OTHERWISE = ("out", "against", "judge", "judge_prompt")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -49,6 +56,8 @@ class Order:
     n             replies to each task; temperature they are drawn at; least_reward: of one that stays
     best          only the best reply of each task stays, of equals the shortest
     against       files or folders of evaluation sets
+    judge         a model that scores what programs let pass: a name, a folder or a hub id, or empty; with one, tasks
+                  need no answer. judge_prompt: what it is told; least_score: of a reply that stays
     """
 
     model: str
@@ -62,6 +71,9 @@ class Order:
     least_reward: float = 1.0
     best: bool = False
     against: tuple[Path, ...] = ()
+    judge: str = ""
+    judge_prompt: str = ""
+    least_score: float = 0.75
 
     def __post_init__(self) -> None:
         known = ("", *swap.FORMATS)
@@ -70,7 +82,16 @@ class Order:
         require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "positive")
         require(self.temperature >= 0, "temperature", self.temperature, "zero or more")
         require(0 <= self.least_reward <= 1, "least_reward", self.least_reward, "within 0..1")
+        require(0 <= self.least_score <= 1, "least_score", self.least_score, "within 0..1")
         require(bool(self.tasks), "tasks", self.tasks, "one file at least")
+
+
+class Opinion(Protocol):
+    """A model that judges."""
+
+    def scores(self, asked: Sequence[tuple[Sequence[Message], str]]) -> Sequence[float | None]:
+        """Returns what each reply to a conversation is worth, within 0..1; None where both are too long to be read."""
+        ...
 
 
 class Made(NamedTuple):
@@ -82,32 +103,55 @@ class Made(NamedTuple):
     dropped: dict[str, int]
 
 
-def synthesize(order: Order, say: Progress, judges: Mapping[str, Judge] | None = None) -> Made:
+def synthesize(
+    order: Order,
+    say: Progress,
+    judges: Mapping[str, Judge] | None = None,
+    opinion: Callable[[Llama], Opinion] | None = None,
+) -> Made:
     """Writes the conversations to `order.out`, beside which a journal lies until all is done.
 
+    `opinion` makes who judges for `order.judge`; it is given the model that writes, which may be the same.
     Raises ConfigError where `out` exists without a journal of the same order, and as `read_tasks` and `load`.
     """
     home = resolve(order.model)
+    judge = _judge(order)
     config, tokenizer = open_config(home), Tokenizer.load(home)
-    written = _Written.opened(order, fingerprint(home))
+    written = _Written.opened(order, fingerprint(home), judge)
     exams = read_exams(list(order.against)) if order.against else None
     say(f"reads {home}")
     model = _load(home, order)
-    tasks = read_tasks(order.tasks, Renderer(tokenizer, config.vision), "pythonic", judges)
-    waiting = islice(zip(_documents(order), tasks, strict=True), written.made.tasks, None)
+    assert judge is None or opinion is not None, "whoever names a judge says how it is asked"
+    judging = None if judge is None or opinion is None else opinion(model)
+    tasks = read_tasks(
+        order.tasks, Renderer(tokenizer, config.vision), "pythonic", judges, None if judging is None else _ANY
+    )
+    asked_of = (chat for file in order.tasks for chat in chats.read(Path(file)))
+    waiting = islice(zip(_documents(order), asked_of, tasks, strict=True), written.made.tasks, None)
     number = written.made.tasks
     while some := list(islice(waiting, AT_ONCE)):
         wish = Wish(order.n, order.max_new_tokens, order.seed, order.temperature)
-        asked = {number + i: task for i, (_, task) in enumerate(some)}
+        asked = {number + i: task for i, (_, _, task) in enumerate(some)}
         samples = roll(model, asked, tokenizer, wish, judges)
-        for i, (document, task) in enumerate(some):
-            written.add(document, task, samples[i * order.n : (i + 1) * order.n], exams)
+        replies = [Reply(i % order.n, sample) for i, sample in enumerate(samples)]
+        if judging is not None:
+            replies = _scored(judging, order, [chat for _, chat, _ in some for _ in range(order.n)], replies)
+        for i, (document, _, task) in enumerate(some):
+            written.add(document, task, replies[i * order.n : (i + 1) * order.n], exams)
         number += len(some)
         written.mark(len(some), len(samples))
         made = written.made
         say(f"{made.tasks} tasks, {made.replies} replies, {made.kept} kept, dropped: {made.dropped or 'none'}")
     written.close()
     return written.made
+
+
+class Reply(NamedTuple):
+    """A reply, which of its task's, and what the model that judges gave it, if one was asked."""
+
+    number: int
+    sample: Sample
+    score: float | None = None
 
 
 class _Written:
@@ -122,11 +166,11 @@ class _Written:
         self._lines: list[str] = []
 
     @classmethod
-    def opened(cls, order: Order, weights: str) -> "_Written":
+    def opened(cls, order: Order, weights: str, judge: Mapping[str, str] | None) -> "_Written":
         """A new file, or the one that an order like this was stopped at."""
         key = {
-            name: str(getattr(order, name)) for name in order.__dataclass_fields__ if name not in ("out", "against")
-        } | {"weights": weights, "against": [str(path) for path in order.against]}
+            name: str(getattr(order, name)) for name in order.__dataclass_fields__ if name not in _TOLD_OTHERWISE
+        } | {"weights": weights, "against": [str(path) for path in order.against], "judge": judge}
         provenance = {
             "model": order.model,
             "weights": weights,
@@ -135,6 +179,7 @@ class _Written:
             "seed": order.seed,
             "date": datetime.now(UTC).date().isoformat(),
             "version": __version__,
+            **({} if judge is None else {"judge": judge}),
         }
         self = cls(order, provenance)
         if self.journal.is_file():
@@ -147,15 +192,26 @@ class _Written:
             self.journal.write_text(json.dumps(key) + "\n", "utf-8")
         return self
 
-    def add(self, document: Mapping[str, Any], task: Task, samples: Sequence[Sample], exams: Exams | None) -> None:
+    def add(
+        self,
+        document: Mapping[str, Any],
+        task: Task,
+        replies: Sequence[Reply],
+        exams: Exams | None,
+    ) -> None:
         """Takes the replies to one task that are worth it."""
-        worthy = [sample for sample in samples if sample.reward >= self.order.least_reward and sample.text]
-        self._dropped["worth too little"] += len(samples) - len(worthy)
+        worthy = []
+        for reply in replies:
+            reason = _fault(self.order, reply)
+            if reason:
+                self._dropped[reason] += 1
+            else:
+                worthy.append(reply)
         if self.order.best and len(worthy) > 1:
             self._dropped["not the best"] += len(worthy) - 1
-            worthy = [max(worthy, key=lambda sample: (sample.reward, -len(sample.ids)))]
-        for sample in worthy:
-            line = _line(document, task, sample, {**self.provenance, "number": samples.index(sample)})
+            worthy = [max(worthy, key=_value)]
+        for reply in worthy:
+            line = _line(document, task, reply, self.provenance)
             key = json.dumps(line["messages"], ensure_ascii=False)
             if key in self._known:
                 self._dropped["there already"] += 1
@@ -206,31 +262,73 @@ def _documents(order: Order) -> Iterator[Mapping[str, Any]]:
             yield document
 
 
-def _line(document: Mapping[str, Any], task: Task, sample: Sample, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _judge(order: Order) -> Mapping[str, str] | None:
+    """Says who judges: the model, its weights, and a digest of what it is told."""
+    if not order.judge:
+        return None
+    prompt = hashlib.sha256(order.judge_prompt.encode()).hexdigest()
+    return {"model": order.judge, "weights": fingerprint(resolve(order.judge)), "prompt": prompt}
+
+
+def _scored(opinion: Opinion, order: Order, of: Sequence[Chat], replies: Sequence[Reply]) -> list[Reply]:
+    """Returns the replies with their scores, those that a program lets pass."""
+    asked = [i for i, reply in enumerate(replies) if not _is_worthless(order, reply)]
+    scores = opinion.scores([(_asked(of[i]), replies[i].sample.text) for i in asked])
+    known = dict(zip(asked, scores, strict=True))
+    return [reply._replace(score=known.get(i)) for i, reply in enumerate(replies)]
+
+
+def _asked(chat: Chat) -> Sequence[Message]:
+    """Returns what the reply answers: the conversation without what an assistant says at its end."""
+    messages = chat.messages
+    while messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    return messages
+
+
+def _is_worthless(order: Order, reply: Reply) -> bool:
+    return reply.sample.reward < order.least_reward or not reply.sample.text
+
+
+def _fault(order: Order, reply: Reply) -> str:
+    """Says why a reply is dropped, empty where it is not."""
+    if _is_worthless(order, reply):
+        return "worth too little"
+    if not order.judge:
+        return ""
+    if reply.score is None:
+        return "too long to judge"
+    return "judged too low" if reply.score < order.least_score else ""
+
+
+def _value(reply: Reply) -> tuple[float, float, int]:
+    """By this the best reply is found."""
+    return reply.score or 0.0, reply.sample.reward, -len(reply.sample.ids)
+
+
+def _line(document: Mapping[str, Any], task: Task, reply: Reply, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The task as it stood, its reply behind it."""
     asked = list(document["messages"])
     while asked and asked[-1].get("role") == "assistant":
         asked.pop()
-    reply = parse(sample.text, task.tools)
+    read = parse(reply.sample.text, task.tools)
     said: dict[str, Any] = {
         "role": "assistant",
-        "content": "".join(getattr(part, "text", "") for part in reply.content),
+        "content": "".join(getattr(part, "text", "") for part in read.content),
     }
-    if reply.tool_calls:
+    if read.tool_calls:
         said["tool_calls"] = [
             {
                 "id": f"call_{i}",
                 "type": "function",
                 "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
             }
-            for i, call in enumerate(reply.tool_calls)
+            for i, call in enumerate(read.tool_calls)
         ]
-    return {
-        **document,
-        "id": f"{task.id}-{provenance['number']}",
-        "messages": [*asked, said],
-        "provenance": {**provenance, "task": task.id, "reward": sample.reward},
-    }
+    origin = {**provenance, "number": reply.number, "task": task.id, "reward": reply.sample.reward}
+    if reply.score is not None:
+        origin["judge"] = {**provenance["judge"], "score": reply.score}
+    return {**document, "id": f"{task.id}-{reply.number}", "messages": [*asked, said], "provenance": origin}
 
 
 def _text_of(messages: Sequence[Mapping[str, Any]]) -> str:
