@@ -1,15 +1,17 @@
-"""Training speed of puna beside transformers: one step of forward, backward and AdamW, in tokens a second.
+"""Training speed of puna beside others: one step of forward, backward and AdamW, in tokens a second.
 
-    python bench/train.py CKPT --transformers BENCH_TRAIN.py [--rounds 3] [--out FILE]
+    python bench/train.py CKPT --transformers BENCH_TRAIN.py --torchtitan BENCH_TITAN.py [--rounds 3] [--out FILE]
 
-CKPT: a checkpoint of which both train the weights, from float32 masters, 2 rows of 512 random ids a step, sums in
-bfloat16. BENCH_TRAIN.py prints JSON lines with `train_tok_s`; it is called with CKPT --autocast --compile. The two take
-turns, each time in a process of its own. The floor is 6 operations a token and active parameter at the matrix products'
-rate measured here.
+CKPT: a checkpoint that puna and transformers train, from float32 masters, 2 rows of 512 random ids a step, sums in
+bfloat16. BENCH_TRAIN.py is called with CKPT --autocast, with and without --compile; BENCH_TITAN.py, whose model has
+the same size, with --autocast. Both print JSON lines, the last one with `train_tok_s`. All take turns, each time in a
+process of its own, started through --under if that is given: a command that keeps others off the processor.
+The floor is 6 operations a token and active parameter at the matrix products' rate measured here.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--transformers", type=Path, help="the script that times transformers")
+    parser.add_argument("--torchtitan", type=Path, help="the script that times torchtitan's blocks")
+    parser.add_argument("--under", default="", help="a command before each that is timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=7, help="of a round that count")
     parser.add_argument("--matrices", choices=("adamw", "muon"), default="adamw")
@@ -35,13 +39,12 @@ def main() -> None:
         return
     from puna.bench import machine
 
-    before, found = machine.ticks(), {}
+    before = machine.ticks()
+    turns = {name: [*shlex.split(chosen.under), *command] for name, command in commands(chosen).items()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in turns}
     for number in range(chosen.rounds):
-        options = ["--measure", "--steps", str(chosen.steps), "--matrices", chosen.matrices]
-        found.setdefault("puna", []).append(last_line([sys.executable, __file__, str(chosen.checkpoint), *options]))
-        if chosen.transformers is not None:
-            peer = [sys.executable, str(chosen.transformers), str(chosen.checkpoint), "--autocast", "--compile"]
-            found.setdefault("transformers", []).append(last_line(peer, chosen.transformers.parent))
+        for name, command in turns.items():
+            found[name].append(last_line(command))
         rates = {name: round(each[-1]["train_tok_s"], 1) for name, each in found.items()}
         print(f"round {number + 1}: {rates}", file=sys.stderr)
     medians = {name: statistics.median(each["train_tok_s"] for each in rounds) for name, rounds in found.items()}
@@ -51,7 +54,7 @@ def main() -> None:
         "row_len": ROW_LEN,
         "matrices": chosen.matrices,
         "medians": medians,
-        "ratio": medians["puna"] / medians["transformers"] if "transformers" in medians else None,
+        "puna_against": {name: medians["puna"] / rate for name, rate in medians.items() if name != "puna"},
         "rounds": found,
         "disturbance": machine.disturbance(before, machine.ticks())._asdict(),
     }
@@ -61,8 +64,21 @@ def main() -> None:
         chosen.out.write_text(text + "\n", encoding="utf-8")
 
 
-def last_line(command: list[str], folder: Path | None = None) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+def commands(chosen: argparse.Namespace) -> dict[str, list[str]]:
+    """Returns what is timed, by name."""
+    python, checkpoint = sys.executable, str(chosen.checkpoint)
+    options = ["--measure", "--steps", str(chosen.steps), "--matrices", chosen.matrices]
+    found = {"puna": [python, __file__, checkpoint, *options]}
+    if chosen.transformers is not None:
+        eager = [python, str(chosen.transformers), checkpoint, "--autocast"]
+        found |= {"transformers, compiled": [*eager, "--compile"], "transformers, eager": eager}
+    if chosen.torchtitan is not None:
+        found["torchtitan, eager"] = [python, str(chosen.torchtitan), "--autocast"]
+    return found
+
+
+def last_line(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     line: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -74,6 +90,7 @@ def measure(folder: Path, n_steps: int, matrices: str) -> dict[str, Any]:
     import torch
 
     from puna.bench import machine, work
+    from puna.train.memory import keep_memory
     from puna.train.next_token import NextToken
     from puna.train.optim import Optimizer, cast
     from puna.train.pack import Batch
@@ -81,6 +98,7 @@ def measure(folder: Path, n_steps: int, matrices: str) -> dict[str, Any]:
     from puna.weights.checkpoint import load
 
     torch.set_num_threads(2)
+    keep_memory()
     model = load(folder, dtype=torch.float32)
     options = OptimizerRecipe(
         lr=1e-4, weight_decay=0.01, momentum=0.95, beta1=0.9, beta2=0.999, eps=1e-8, clip_norm=1.0, matrices=matrices
@@ -116,8 +134,10 @@ def measure(folder: Path, n_steps: int, matrices: str) -> dict[str, Any]:
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     flops = machine.flops(torch.device("cpu"), torch.bfloat16, 3, machine.GEMM_SIZE)
     per_token = 6 * work.read_parameters(model.config)
+    rate = ROWS * ROW_LEN / sum(medians.values())
     return {
-        "train_tok_s": ROWS * ROW_LEN / sum(medians.values()),
+        "train_tok_s": rate,
+        "share_of_floor": rate * per_token / flops,
         **{f"{name}_s": value for name, value in medians.items()},
         "floor_tok_s": flops / per_token,
         "gflops": flops / 1e9,

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from puna.kernels import training
 from puna.train.instructions import TRIES, arithmetic, settle_instructions
 
 LATE = """
@@ -49,4 +50,5 @@ def test_probes_that_never_answer_count_as_no() -> None:
 
 
 def test_the_version_and_the_processor_are_named() -> None:
-    assert arithmetic(compiled=False) == f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    own = " own kernels" if training.available() else ""
+    assert arithmetic(compiled=False) == f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}{own}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from puna.kernels import training
 from puna.shapes import sizes
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -37,12 +38,17 @@ def routed_experts(
     T, D = sizes(x, "T D")
     E, _, _ = sizes(gate_up, f"E 2F {D}")
     k = experts.shape[1]
-    slots = group_by_expert(experts.flatten(), E, row_block(T * k, E, x.device))
+    in_one = product is None and _trains_in_one(x, gate_up, down)
+    slots = group_by_expert(experts.flatten(), E, 1 if in_one else row_block(T * k, E, x.device))
     rows = (x[:, None] * scores[:, :, None]).flatten(0, 1)  # R D
     grouped = rows.new_zeros(slots.n_slots, D).index_copy(0, slots.slot, rows)
-    gate, up = multiply(grouped, gate_up, slots.ends).chunk(2, dim=-1)
-    grouped = multiply(F.silu(gate) * up, down, slots.ends)
-    return grouped[slots.slot].view(T, k, D).sum(1)  # T D
+    if in_one:
+        grouped = training.swiglu(grouped, gate_up, down, slots.ends)[0]
+        rows = rows.new_zeros(rows.shape).index_copy(0, slots.order, grouped)  # as below, without a sum on the way back
+    else:
+        gate, up = multiply(grouped, gate_up, slots.ends).chunk(2, dim=-1)
+        rows = multiply(F.silu(gate) * up, down, slots.ends)[slots.slot]
+    return rows.view(T, k, D).sum(1)  # T D
 
 
 def row_block(n_rows: int, n_experts: int, device: torch.device) -> int:
@@ -55,11 +61,13 @@ def row_block(n_rows: int, n_experts: int, device: torch.device) -> int:
 
 
 class Slots(NamedTuple):
-    """Where routed rows lie when each expert's are together: slot int64 [R], ends int32 [E] of each expert's slots."""
+    """Where routed rows lie when each expert's are together: slot int64 [R], ends int32 [E] of each expert's slots. And
+    order int64 [R]: which row is the first in the slots, the second and so on."""
 
     slot: Tensor
     ends: Tensor
     n_slots: int
+    order: Tensor
 
 
 def group_by_expert(experts: Tensor, n_experts: int, block: int) -> Slots:
@@ -77,7 +85,7 @@ def group_by_expert(experts: Tensor, n_experts: int, block: int) -> Slots:
     places = torch.arange(R, device=experts.device) + shift[experts[order]]  # R, of the sorted rows
     slot = torch.empty_like(order).scatter_(0, order, places)  # R
     ends = torch.cat([ends[:-1], ends.new_full((1,), n_slots)])  # the last expert takes what is left
-    return Slots(slot, ends.to(torch.int32), n_slots)
+    return Slots(slot, ends.to(torch.int32), n_slots, order)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -95,6 +103,14 @@ def grouped_linear_plain(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     borders = [0, *ends.tolist()]
     parts = [F.linear(x[a:b], weight[g]) for g, (a, b) in enumerate(pairwise(borders)) if b > a]
     return torch.cat(parts) if parts else x.new_empty(0, weight.shape[1])  # R out
+
+
+def _trains_in_one(x: Tensor, gate_up: Tensor, down: Tensor) -> bool:
+    """Says whether `training.swiglu` does all of it. Without gradients there are the same bits as of experts that come
+    one at a time (`arriving_experts`)."""
+    fits = all(width % training.UNIT == 0 for width in down.shape[1:])
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, gate_up, down))
+    return wanted and fits and training.can_train(x, gate_up, down)
 
 
 def _is_aligned(weight: Tensor) -> bool:

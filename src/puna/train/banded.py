@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from puna.config import TextConfig
+from puna.kernels import training
 from puna.model.mask import visible
 from puna.shapes import sizes
 
@@ -31,8 +32,10 @@ class Banded:
         self.config = config
         chunk = config.chunk_len
         self.block = self.row_len if chunk is None or self.row_len % chunk else chunk
-        everywhere = visible(positions, documents, positions, documents, chunk_len=None)[:, None]  # B 1 S S
-        self.bias_everywhere = _bias(everywhere)
+        everywhere = visible(positions, documents, positions, documents, chunk_len=None)  # B S S
+        self.stretch_everywhere = _stretch(everywhere)
+        self.stretch_in_chunk = _stretch(visible(positions, documents, positions, documents, chunk_len=chunk))
+        self.bias_everywhere = _bias(everywhere[:, None])  # B 1 S S
         self.bias_in_chunk = _bias(self._visible_in_band(positions, documents, chunk))  # B S/block block keys
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -40,6 +43,10 @@ class Banded:
         T, N, H = sizes(q, "T N H")
         K = k.shape[1]
         is_banded = self.config.chunk_len_of(layer) is not None
+        if training.can_train(q, k, v) and H % training.LANES == 0:
+            stretch = self.stretch_in_chunk if is_banded else self.stretch_everywhere
+            attended: Tensor = training.rows_attention(q, k, v, *stretch)[0]
+            return attended
         block = self.block if is_banded else self.row_len
         bias = self.bias_in_chunk if is_banded else self.bias_everywhere  # B blocks block keys
         blocks = self.row_len // block
@@ -70,3 +77,11 @@ def _with_previous(x: Tensor, before_first: int) -> Tensor:
 
 def _bias(seen: Tensor) -> Tensor:
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, HIDDEN)
+
+
+def _stretch(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the first key that each query sees, and how many from there on, int32 [B S]; seen bool [B S S].
+
+    Documents are whole stretches of a row, and their positions ascend one by one: so is what a query sees.
+    """
+    return seen.to(torch.uint8).argmax(-1).to(torch.int32), seen.sum(-1, dtype=torch.int32)

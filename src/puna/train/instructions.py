@@ -9,6 +9,8 @@ What else was looked at: docs/decisions/015.
 import torch
 from torch._inductor.cpu_vec_isa import VecISA, pick_vec_isa
 
+from puna.kernels import training
+
 TRIES = 5
 """How often a set of instructions is tried before it counts as one that this machine cannot do."""
 
@@ -30,4 +32,6 @@ def settle_instructions() -> str:
 def arithmetic(compiled: bool) -> str:
     """Returns what the bits of a step depend on beside recipe and data: the same text, the same bits."""
     parts = [f"torch {torch.__version__}", torch.backends.cpu.get_cpu_capability()]
+    if training.available():
+        parts.append("own kernels")
     return " ".join([*parts, settle_instructions()] if compiled else parts)

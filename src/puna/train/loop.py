@@ -34,6 +34,7 @@ from puna.prompt.tokenizer import Tokenizer
 from puna.records import ENERGY, Energy, read_energy, write_energy
 from puna.train.account import account, sources_of
 from puna.train.instructions import arithmetic
+from puna.train.memory import keep_memory
 from puna.train.mesh import Mesh
 from puna.train.next_token import NextToken
 from puna.train.objective import Feed
@@ -141,7 +142,8 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
 
 
 def settle(recipe: RunRecipe) -> None:
-    """Sets this process's number of threads, and has it add numbers in the same order each time."""
+    """Sets this process's number of threads, has it keep its memory, and add numbers in the same order each time."""
+    keep_memory()
     torch.set_num_threads(recipe.compute.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from puna.kernels import training
 from puna.model.transformer import Llama
 from puna.shapes import sizes
 from puna.train.banded import Banded
@@ -71,7 +72,8 @@ class NextToken:
         self.chunk_loss: ChunkFunction = head_chunk
         if compiled:
             self.trunk = torch.compile(self._trunk, fullgraph=True, dynamic=False)
-            self.chunk_loss = torch.compile(head_chunk, fullgraph=True, dynamic=False)
+            if not training.can_train(model.head.weight):
+                self.chunk_loss = torch.compile(head_chunk, fullgraph=True, dynamic=False)
 
     def total(self, batch: Batch) -> Tensor:
         """Returns the sum of the loss weights."""
@@ -92,12 +94,13 @@ class NextToken:
         weights = batch.weights.flatten()[learnt]  # R
         targets = batch.targets.flatten()[learnt]  # R
         states = trunk.states[learnt]  # R D
-        nll_sum = head_loss(states, self.model.head.weight, targets, weights, self.chunk, self.chunk_loss)
+        shares = weights / total_weight
+        nll = head_loss(states, self.model.head.weight, targets, shares, self.chunk, self.chunk_loss)
         router = self.balance * trunk.balance + self.z * trunk.z
         weight = weights.sum()
         return Loss(
-            total=nll_sum / total_weight + router * share,
-            nll=nll_sum.detach() / weight.clamp(min=1e-9),
+            total=nll + router * share,
+            nll=nll.detach() * total_weight / weight.clamp(min=1e-9),
             balance=trunk.balance.detach(),
             weight=weight,
             load=trunk.load.detach(),
@@ -165,7 +168,11 @@ def head_chunk(states: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -
 
     states [C D] and head [V D] in one dtype, targets int64 [C], weights float32 [C]. The softmax is in float32.
     """
-    logits = (states @ head.T).float()  # C V
+    logits = states @ head.T  # C V
+    if training.can_train(logits):
+        losses = training.cross_entropy_(logits, targets, weights)  # and in place of the logits their gradients
+        return ChunkLoss(losses, logits @ head, logits.T @ states)
+    logits = logits.float()
     normaliser = logits.logsumexp(-1)  # C
     losses = normaliser - logits.gather(1, targets[:, None]).squeeze(1)  # C
     is_target = torch.arange(head.shape[0], device=head.device) == targets[:, None]  # C V
@@ -206,6 +213,8 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         by_states, by_head = ctx.saved_tensors
         (scale,) = upstream
+        if scale.device.type == "cpu" and scale == 1:  # spares a pass over the head
+            return by_states, by_head.to(ctx.head_dtype), None, None, None, None
         return (by_states * scale).to(by_states.dtype), (by_head * scale).to(ctx.head_dtype), None, None, None, None
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from puna.kernels import training
 from puna.train.recipe import OptimizerRecipe, ScheduleRecipe
 from puna.train.shards import PIECE, has_whole_matrices, local, norm, part_of, spread_like, whole
 from puna.train.transfer import Scale
@@ -189,24 +190,42 @@ class Optimizer:
             parameter.copy_(stack.master[part.first : part.first + part.n].reshape(parameter.shape))
 
     def _adamw(self, group: Group, gradients: Mapping[str, Tensor], scale: float, lr: float) -> None:
-        """Piece after piece: a pass over it while its gradient, made float32, is still in the cache."""
+        lr, t = lr * group.lr_scale, self.step_count
+        step = training.AdamWStep(
+            scale=scale,
+            beta1=self.recipe.beta1,
+            beta2=self.recipe.beta2,
+            eps=group.eps,
+            kept=1 - lr * group.weight_decay,
+            rate=lr / (1 - self.recipe.beta1**t),
+            correction=(1 - self.recipe.beta2**t) ** 0.5,
+        )
+        for name, *state in zip(group.names, group.master, group.first, group.second, strict=True):
+            parameter, gradient = local(self.parameters[name]), gradients[name].contiguous()
+            if training.can_update(parameter):
+                training.adamw_(step, gradient, parameter, *state)
+            else:
+                self._adamw_in_pieces(group, scale, lr, gradient, parameter, *state)
+
+    def _adamw_in_pieces(self, group: Group, scale: float, lr: float, *tensors: Tensor) -> None:
+        """`training.adamw_` in torch's words, piece after piece: a pass over it while its gradient, made float32, is
+        still in the cache. tensors: gradient, parameter, master, first and second moment."""
         fixed: Any = {
             "fused": True,
-            "grad_scale": torch.tensor(1 / scale, device=group.master[0].device),  # by which it divides
+            "grad_scale": torch.tensor(1 / scale, device=tensors[0].device),  # by which it divides
             "amsgrad": False,
             "maximize": False,
             "beta1": self.recipe.beta1,
             "beta2": self.recipe.beta2,
-            "lr": lr * group.lr_scale,
+            "lr": lr,
             "weight_decay": group.weight_decay,
             "eps": group.eps,
         }
-        for name, *state in zip(group.names, group.master, group.first, group.second, strict=True):
-            tensors = (gradients[name].reshape(-1), local(self.parameters[name]).view(-1), *(x.view(-1) for x in state))
-            for gradient, rounded, master, first, second in zip(*(torch.split(x, PIECE) for x in tensors), strict=True):
-                before = torch.tensor(float(self.step_count - 1), device=master.device)
-                adamw([master], [gradient.float()], [first], [second], [], [before], **fixed)
-                rounded.copy_(master)
+        pieces = (torch.split(x.view(-1), PIECE) for x in tensors)
+        for gradient, rounded, master, first, second in zip(*pieces, strict=True):
+            before = torch.tensor(float(self.step_count - 1), device=master.device)
+            adamw([master], [gradient.float()], [first], [second], [], [before], **fixed)
+            rounded.copy_(master)
 
 
 def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:

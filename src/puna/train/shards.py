@@ -9,6 +9,8 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from puna.kernels import training
+
 PIECE = 1 << 19
 """Numbers of which two megabytes are float32."""
 
@@ -71,6 +73,8 @@ def norm(tensors: dict[str, Tensor], stages: int = 1) -> Tensor:
 def _square(x: Tensor) -> Tensor:
     """Returns the sum of squares, float32 scalar, in pieces that stay in the cache as float32: the library's norm of
     bfloat16 numbers takes eight times as long."""
+    if training.can_update(x):
+        return training.sum_of_squares(x.contiguous())
     pieces = [torch.linalg.vector_norm(piece.float()) for piece in torch.split(x.reshape(-1), PIECE)]
     total: Tensor = torch.stack(pieces).square().sum() if pieces else x.new_zeros((), dtype=torch.float32)
     return total

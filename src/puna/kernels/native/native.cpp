@@ -3,6 +3,7 @@
 #include "memory.h"
 #include "quantize.h"
 #include "ranking.h"
+#include "training.h"
 
 namespace {
 

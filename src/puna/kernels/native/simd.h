@@ -45,9 +45,10 @@ inline __m512i broadcast_pair(const void* pair) {  // the same four bytes in eve
 
 inline __m512 dot_bf16(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 
-// e^x within 2 units of the last place for x <= 88, 0 or next to it below -104: range reduction and a polynomial.
+// e^x within 2 units of the last place for x <= 88, 0 or next to it below -104, and not a number where x is none: range
+// reduction and a polynomial.
 inline __m512 exp(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -65,4 +66,10 @@ inline __m512 silu(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
     const __m512 away = _mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(88.0f));
     return _mm512_div_ps(x, _mm512_add_ps(one, exp(away)));
+}
+
+inline __m512 sigmoid(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 away = _mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(88.0f));
+    return _mm512_div_ps(one, _mm512_add_ps(one, exp(away)));
 }
