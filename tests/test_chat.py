@@ -1,4 +1,5 @@
 import json
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -88,6 +89,28 @@ def test_a_session_lets_answers_join_and_leave_without_changing_others(assistant
     texts = {number: "".join(piece.text for n, piece in pieces if n == number) for number in (kept, late)}
     assert texts == {kept: assistant.complete("ab", **options), late: assistant.complete("ef", **options)}
     session.end(kept)  # nothing is left to end
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_session_says_the_same_whenever_it_tells_and_stops_where_it_must(assistant: Assistant, joins: bool) -> None:
+    dice = random.Random(3)
+    options = Options(max_new_tokens=40, seed=3, temperature=1.5, n=2)
+    plain = assistant.extend("ab", **options).answers[0].text
+    for more in (Options(), Options(stop=plain[9:12]), Options(stop=[plain[5:7], "\ufffd"], include_stop=True)):
+        prompt, asked = assistant.text_prompt("ab"), Options(**options, **more)
+        expected = assistant.extend("ab", **asked)
+        session, told = assistant.session(), list[Piece]()
+        number = session.begin(prompt, joins=joins, **asked)
+        while not session.is_idle:
+            told += [piece for _, piece in session.step(lambda *_: dice.random() < 0.2)]
+        for sample, answer in enumerate(expected.answers):
+            mine = [piece for piece in told if piece.sample == sample]
+            assert "".join(piece.text for piece in mine) == answer.text
+            assert [piece.finish for piece in mine if piece.finish] == [answer.finish]
+            assert sum(piece.n_tokens for piece in mine) == len(answer.ids)
+            assert len(mine) < len(answer.ids) if joins else [piece.token for piece in mine] == [*answer.ids]
+        assert session.n_made == expected.usage.completion_tokens
+        session.end(number)  # nothing is left to end
 
 
 def test_a_later_turn_reads_only_what_is_new(assistant: Assistant) -> None:

@@ -125,6 +125,7 @@ class Piece(NamedTuple):
     """A growing answer's next token and the text that became certain with it, which may be empty or several characters.
 
     `token` is None where the answer ended without one. The texts of all pieces of a sample, joined, are its answer.
+    A session that was told to joins tokens: then a piece also stands for `n_before` that came before `token`.
     """
 
     sample: int
@@ -135,6 +136,12 @@ class Piece(NamedTuple):
     n_cached: int = 0  # tokens of the prompt that were remembered and not read again
     stopped: str | None = None  # the stop string that ended it, if one did
     routes: Routes | None = None  # of the position that the token was chosen at, where that is wanted
+    n_before: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it stands for."""
+        return 0 if self.token is None else 1 + self.n_before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -570,7 +577,10 @@ class Session:
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
         self._matcher = matcher
-        self._readers: dict[tuple[int, int], Detokenizer] = {}  # of every sample that has not ended
+        self._growing: dict[tuple[int, int], _Growing] = {}  # every sample that has not ended
+        self._untold: dict[tuple[int, int], _Growing] = {}  # those with something that waits to be told
+        self.n_made = 0
+        """Tokens of all its answers so far, told or not."""
 
     @property
     def n_waiting(self) -> int:
@@ -591,37 +601,45 @@ class Session:
     def is_idle(self) -> bool:
         return self._engine.is_idle
 
-    def begin(self, prompt: Prompt, **options: Unpack[Options]) -> int:
-        """Queues the n answers to a prompt and returns their number. Raises PromptError or CapacityError."""
+    def begin(self, prompt: Prompt, *, joins: bool = False, **options: Unpack[Options]) -> int:
+        """Queues the n answers to a prompt and returns their number. Raises PromptError or CapacityError.
+
+        With `joins`, tokens of a sample that are told together are one piece. Their ids, log-probabilities and routes
+        are lost but those of the last.
+        """
         request, shown = _request(prompt, options, self._stop_ids, self._matcher)
-        readers = [Detokenizer(self._tokenizer, **shown) for _ in range(request.n)]
+        growing = [_Growing(Detokenizer(self._tokenizer, **shown), joins) for _ in range(request.n)]
         number = self._engine.add(request)
-        self._readers |= {(number, sample): reader for sample, reader in enumerate(readers)}
+        self._growing |= {(number, sample): each for sample, each in enumerate(growing)}
         return number
 
-    def step(self) -> list[tuple[int, Piece]]:
+    def step(self, is_due: Callable[[int, int], bool] = lambda *_: True) -> list[tuple[int, Piece]]:
         """Returns new pieces with the numbers they belong to, after running the model once unless some are there.
 
-        A stop string ends its sample. A step that fails ends all answers of this session, and raises what went wrong.
+        A stop string ends its sample. `is_due` is asked with the number and sample of what goes on and has something
+        new: where it says no, that waits for a later step, at most until the end of the sample.
+        A step that fails ends all answers of this session, and raises what went wrong.
         """
-        pieces = []
+        growing, untold = self._growing, self._untold
         for event in self._events():
             key = event.request_id, event.sample
-            if key not in self._readers:  # a stop string ended it, and the step gave it more tokens
+            if (each := growing.get(key)) is None:  # a stop string ended it, and the step gave it more tokens
                 continue
-            piece = _piece(event, self._readers[key])
-            if piece.finish is not None:
-                del self._readers[key]
+            self.n_made += event.token is not None
+            untold[key] = each
+            if each.take(event):
+                del growing[key]
                 if event.finish is None:
                     self._engine.abort(*key)
-            pieces.append((event.request_id, piece))
-        return pieces
+        told = [key for key in untold if key not in growing or is_due(*key)]
+        return [(key[0], piece) for key in told for piece in untold.pop(key).tell()]
 
     def _events(self) -> list[Event]:
         try:
             return self._engine.step()
         except Exception:
-            self._readers.clear()
+            self._growing.clear()
+            self._untold.clear()
             raise
 
     def end(self, number: int, sample: int | None = None) -> None:
@@ -630,12 +648,45 @@ class Session:
         What has ended already is left as it is.
         """
         for event in self._engine.abort(number, sample):
-            self._readers.pop((event.request_id, event.sample), None)
+            for kept in (self._growing, self._untold):
+                kept.pop((event.request_id, event.sample), None)
 
     def close(self) -> None:
         """Drops all answers that have not ended."""
-        for number in {number for number, _ in self._readers}:
+        for number in {number for number, _ in self._growing}:
             self.end(number)
+
+
+class _Growing:
+    """A sample that has not ended: its text so far, and what of it was not told yet."""
+
+    __slots__ = ("_events", "_joins", "_pieces", "_reader")
+
+    def __init__(self, reader: Detokenizer, joins: bool) -> None:
+        self._reader = reader
+        self._joins = joins
+        self._events: list[Event] = []  # that were not read
+        self._pieces: list[Piece] = []  # that were, and were not told
+
+    def take(self, event: Event) -> bool:
+        """Takes what comes next, and says whether that ends the sample: a stop string shows at once."""
+        self._events.append(event)
+        if self._reader.has_stop:
+            self._read()
+        return event.finish is not None or self._reader.stopped is not None
+
+    def tell(self) -> list[Piece]:
+        """Returns what is new."""
+        self._read()
+        pieces, self._pieces = self._pieces, []
+        return [_joined(pieces)] if self._joins and len(pieces) > 1 else pieces
+
+    def _read(self) -> None:
+        events, self._events = self._events, []
+        if self._joins and events:
+            self._pieces.append(_piece(events, self._reader))
+        else:
+            self._pieces += [_piece([event], self._reader) for event in events]
 
 
 def _pieces(session: Session) -> Iterator[Piece]:
@@ -646,13 +697,34 @@ def _pieces(session: Session) -> Iterator[Piece]:
         session.close()
 
 
-def _piece(event: Event, reader: Detokenizer) -> Piece:
-    text = "" if event.token is None else reader.push(event.token)
-    finish: Finish | None = event.finish if reader.stopped is None else "stop"
+def _piece(events: Sequence[Event], reader: Detokenizer) -> Piece:
+    """Returns the piece of one sample's next events."""
+    ids, last = [event.token for event in events if event.token is not None], events[-1]
+    text = reader.push(*ids)
+    finish: Finish | None = last.finish if reader.stopped is None else "stop"
     if finish is not None:
         text += reader.finish()
-    stopped = reader.stopped if finish == "stop" else None
-    return Piece(event.sample, text, event.token, event.logprobs, finish, event.n_cached, stopped, event.routes)
+    return Piece(
+        sample=last.sample,
+        text=text,
+        token=ids[-1] if ids else None,
+        logprobs=last.logprobs,
+        finish=finish,
+        n_cached=last.n_cached,
+        stopped=reader.stopped if finish == "stop" else None,
+        routes=last.routes,
+        n_before=max(len(ids) - 1, 0),
+    )
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    """Returns one piece for several of one sample."""
+    n_tokens = sum(piece.n_tokens for piece in pieces)
+    return pieces[-1]._replace(
+        text="".join(piece.text for piece in pieces),
+        token=next((piece.token for piece in reversed(pieces) if piece.token is not None), None),
+        n_before=max(n_tokens - 1, 0),
+    )
 
 
 def gather(

@@ -51,8 +51,9 @@ class Running:
         self.listening = listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.assistant = assistant
-        stepper = ThreadStepper(assistant)
-        self.server = Server(assistant.prompter, stepper, Settings(**{"model": MODEL} | settings))
+        chosen = Settings(**{"model": MODEL} | settings)
+        stepper = ThreadStepper(assistant, chosen.events_per_second)
+        self.server = Server(assistant.prompter, stepper, chosen)
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="critical", access_log=False))
         serve = self._uvicorn.serve(sockets=[listening])
         self._thread = threading.Thread(target=lambda: asyncio.run(serve), daemon=True)
@@ -90,9 +91,14 @@ class Running:
         self.wait_until(lambda: bool(self.server.worker.held.n_running))
 
     def wait_until_idle(self) -> None:
-        """Returns once nothing runs and nothing is held."""
-        worker, state = self.server.worker, self.server.state
-        self.wait_until(lambda: not (worker.held.n_running or worker.n_open or state.n_body_bytes))
+        """Returns once nothing runs and nothing is held, neither here nor by the model for others."""
+        worker, state, engine = self.server.worker, self.server.state, self.assistant.engine
+        self.wait_until(
+            lambda: (
+                not (worker.held.n_running or worker.held.n_waiting or worker.n_open or state.n_body_bytes)
+                and not any((engine.load.n_running, engine.load.n_waiting, *engine.load.n_held_blocks))
+            )
+        )
 
 
 @pytest.fixture(scope="session")

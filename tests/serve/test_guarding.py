@@ -170,7 +170,7 @@ def test_the_model_reads_while_the_question_is_judged(assistant: Assistant) -> N
     def check(context: Context) -> Verdict:
         if context.text == "Hello":
             judged.set()
-            read.wait(60)
+            read.wait(PATIENCE_SECONDS)
         return LexiconGuard().check(context)
 
     waiting = TextGuard(name="content", backend="rules", verdict_of=check, probes=LexiconGuard().probes)
@@ -178,7 +178,7 @@ def test_the_model_reads_while_the_question_is_judged(assistant: Assistant) -> N
     try:
         asked = threading.Thread(target=running.post, args=("/v1/chat/completions", GREEDY | {"messages": HELLO}))
         asked.start()
-        assert judged.wait(60)
+        assert judged.wait(PATIENCE_SECONDS)
         running.wait_until_busy()  # the model began although there is no verdict
         read.set()
         asked.join()

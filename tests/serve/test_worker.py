@@ -109,9 +109,9 @@ def test_a_wrong_request_is_refused_at_once_and_harms_nobody(assistant: Assistan
     async def ask() -> dict[tuple[int, int], str]:
         good, bad = (assistant.text_prompt("a"), GREEDY), (Prompt([10**6], None), GREEDY)
         async with working(assistant) as worker, worker.answer([good]) as answers:
-            with pytest.raises(PromptError, match="1000000"):
-                async with worker.answer([good, bad]):
-                    pass
+            async with worker.answer([good, bad]) as refused:
+                with pytest.raises(PromptError, match="1000000"):
+                    await texts_of(refused)
             return await texts_of(answers)
 
     assert asyncio.run(ask()) == {(0, 0): greedy(assistant, "a")}

@@ -1,6 +1,6 @@
 """Ids to text as they are generated, never half a character and never a piece of a stop string.
 
-In: one id at a time. Out: the text that is safe to show now; what was shown, joined, is the text of all ids up to the
+In: ids as they come. Out: the text that is safe to show now; what was shown, joined, is the text of all ids up to the
 first stop string. Not here: stop ids, which end a request in the engine, and tool calls (`parse`).
 """
 
@@ -39,15 +39,14 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
-    def push(self, token_id: int) -> str:
-        """Returns the text that became certain with `token_id`, "" once stopped. Raises as `Tokenizer.decode`."""
-        if self.stopped is not None:
-            return ""
-        if self._tokenizer.is_special(token_id):
-            if not self._shows(token_id):
-                return ""
-            return self._advance(self._decoder.decode(b"", final=True) + self._tokenizer.decode([token_id]))
-        return self._advance(self._decoder.decode(self._tokenizer.bytes_of(token_id)))
+    @property
+    def has_stop(self) -> bool:
+        """Whether a stop string may end the reply, so that each id should be pushed as soon as it is there."""
+        return bool(self._stop)
+
+    def push(self, *token_ids: int) -> str:
+        """Returns the text that became certain with the next ids, "" once stopped. Raises as `Tokenizer.decode`."""
+        return "" if self.stopped is not None else self._advance("".join([self._decoded(id_) for id_ in token_ids]))
 
     def finish(self) -> str:
         """Returns what was held back: the beginning of a stop string that never came, and an unfinished character."""
@@ -57,6 +56,14 @@ class Detokenizer:
         if self.stopped is None:
             shown, self._held = shown + self._held, ""
         return shown
+
+    def _decoded(self, token_id: int) -> str:
+        """Returns the characters that are complete with an id, whatever stop strings say."""
+        if not self._tokenizer.is_special(token_id):
+            return self._decoder.decode(self._tokenizer.bytes_of(token_id))
+        if not self._shows(token_id):
+            return ""
+        return self._decoder.decode(b"", final=True) + self._tokenizer.decode([token_id])
 
     def _advance(self, new: str) -> str:
         """Returns the part of the held and new text that is certain; keeps the rest, or marks the stop."""

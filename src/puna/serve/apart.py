@@ -8,7 +8,8 @@ wait for clients; a client that is behind gets what has come meanwhile as one ev
 Whichever process ends first takes the other with it: each sees that the socket closed. A signal to the first is passed
 on, HTTP finishes what runs and ends, then the first ends too, with exit code 0. Everything else is a DeviceError.
 
-Orders are pickled, by a process that this one started, for this one. Source: Python's documentation, `pickle`.
+Prompts that are text travel as msgpack, other orders pickled, by a process that this one started, for this one.
+Source: Python's documentation, `pickle`.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ import torch
 
 from puna.chat import Assistant, Options, Prompter
 from puna.errors import DeviceError, PunaError
+from puna.prompt.render import Prompt
 from puna.serve import app, stepping
 from puna.serve.cork import Cork
 from puna.serve.guarding import Guarding
@@ -121,9 +123,7 @@ class Face:
         fds = other.fileno(), self._listening.fileno()
         # -P: nothing in the current directory is taken for a module. A group of its own: Ctrl-C is for this process.
         command = [sys.executable, "-P", "-c", f"from puna.serve import apart; apart.serve({fds[0]}, {fds[1]})"]
-        # Few arenas: with one for each thread glibc keeps what bodies and pictures took, by hundreds of megabytes.
-        environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
-        self.process = subprocess.Popen(command, pass_fds=fds, process_group=0, env=environment)
+        self.process = subprocess.Popen(command, pass_fds=fds, process_group=0)
         other.close()
         self._listening.close()
         try:
@@ -145,7 +145,7 @@ class Face:
         """Runs the model until the other process has ended. Raises DeviceError unless it was told to."""
         stepping.settle_memory()
         with contextlib.closing(_Inbox(self._line, self._assistant.prompter)) as inbox:
-            stepping.run(self._assistant, inbox.take, self._tell)
+            stepping.run(self._assistant, inbox.take, self._tell, self._setup.settings.events_per_second)
         if self.process.wait() != 0:
             raise self._lost()
 
@@ -197,7 +197,7 @@ class _Inbox:
             if select.select([self._line], [], [], seconds)[0]:
                 if not (data := self._read()):
                     return None
-                orders += [order for body in self._frames.push(data) if (order := self._looked_at(pickle.loads(body)))]
+                orders += [order for body in self._frames.push(data) if (order := self._looked_at(_unpacked(body)))]
             elif orders or not waits:
                 return orders + self._compiled()
             else:
@@ -286,7 +286,7 @@ class LineStepper:
     def order(self, order: Order) -> None:
         """Passes an order on."""
         if self._line is not None:
-            self._line.send(_pickled(order))
+            self._line.send(_packed(order))
 
     async def stop(self) -> None:
         """Closes this end, which ends the other process's loop after its current step."""
@@ -336,6 +336,36 @@ class _Line(asyncio.Protocol):
 
 
 # What travels ---------------------------------------------------------------------------------------------------------
+
+
+class _Text(msgspec.Struct, array_like=True):
+    """An order to begin with a prompt of text: what most of them are, so it is cheap to send."""
+
+    number: int
+    ids: list[int]
+    options: dict[str, Any]
+    joins: bool
+    is_whole: bool
+
+
+_text_decoder = msgspec.msgpack.Decoder(_Text)
+
+
+def _packed(order: Order) -> bytes:
+    if isinstance(order, Begin) and order.prompt.tiles is None and "grammar" not in order.options:
+        text = _Text(order.number, order.prompt.ids, {**order.options}, order.joins, order.is_whole)
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # a number too large, say
+            return b"t" + msgspec.msgpack.encode(text)
+    return b"p" + _pickled(order)
+
+
+def _unpacked(body: bytes) -> Order:
+    kind, packed = body[:1], memoryview(body)[1:]
+    if kind == b"p":
+        order: Order = pickle.loads(packed)
+        return order
+    number, ids, options, joins, is_whole = msgspec.structs.astuple(_text_decoder.decode(packed))
+    return Begin(number, Prompt(ids, None), options, joins, is_whole)
 
 
 class _Pickler(pickle.Pickler):

@@ -31,11 +31,11 @@ from puna.serve import chat, completions, look, messages, models, moderations, o
 from puna.serve.convert import Refusal
 from puna.serve.cork import CorkedProtocol
 from puna.serve.endpoint import refused
-from puna.serve.front import Keys, Log
+from puna.serve.front import Keys, Log, Posts
 from puna.serve.guarding import Guarding, announced
 from puna.serve.refusal import refusal_from
 from puna.serve.state import Settings, State
-from puna.serve.stepping import ThreadStepper
+from puna.serve.stepping import ThreadStepper, settle_memory
 from puna.serve.worker import Stepper
 
 __all__ = ["LOCAL_HOSTS", "ROUTES", "Listener", "Server", "Settings", "listen", "log_to_stderr", "run"]
@@ -96,7 +96,7 @@ def _application(state: State) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys((Refusal, PromptError, CapacityError, HTTPException, Exception), tell)
     routes: list[BaseRoute] = [route for of_file in ROUTES for route in of_file(state)]
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    keyed = announced(Keys(app, state.settings.keys), state.settings.screen)
+    keyed = announced(Keys(Posts(app, routes), state.settings.keys), state.settings.screen)
     return Log(_for_pages_of(state.settings.origins, keyed) if state.settings.origins else keyed)
 
 
@@ -166,7 +166,9 @@ def run(
     """
     address = listen(host, port, settings)
     screen = None if guarding is None else guarding.protections(assistant)
-    server = Server(assistant.prompter, ThreadStepper(assistant), replace(settings, screen=screen))
+    stepper = ThreadStepper(assistant, settings.events_per_second)
+    server = Server(assistant.prompter, stepper, replace(settings, screen=screen))
+    settle_memory()
     say(address.url)
     Listener(server, drain_seconds=drain_seconds).run(sockets=[address.listening])
 

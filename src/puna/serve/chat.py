@@ -39,5 +39,5 @@ async def _answer(state: State, asked: schema.ChatRequest, send: Send) -> None:
 
 async def _events(made: ChatMaking, events: Events) -> AsyncIterator[bytes]:
     async for chunks in made.chunks():
-        yield events.of(chunks, made.usage())
+        yield events.of(chunks, made.usage)
     yield events.end(made.usage())

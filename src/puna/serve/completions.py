@@ -33,5 +33,5 @@ async def _answer(state: State, asked: schema.CompletionRequest, send: Send) -> 
 
 async def _events(made: CompletionMaking, events: Events) -> AsyncIterator[bytes]:
     async for chunks in made.chunks():
-        yield events.of(chunks, made.usage())
+        yield events.of(chunks, made.usage)
     yield events.end(made.usage())

@@ -23,7 +23,7 @@ class Desk:
     """One assistant that answers posts: `async with Desk(...) as desk`. For one event loop."""
 
     def __init__(self, assistant: Assistant, settings: Settings) -> None:
-        self._server = Server(assistant.prompter, ThreadStepper(assistant), settings)
+        self._server = Server(assistant.prompter, ThreadStepper(assistant, settings.events_per_second), settings)
 
     async def __aenter__(self) -> "Desk":
         self._running = running(self._server.state)

@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from puna.serve import schema, stream
+from puna.serve.cork import LEAVING
 from puna.serve.refusal import Refusal, busy, refusal_from
 from puna.serve.sending import GoneError, json_response
 from puna.serve.state import State
@@ -40,6 +40,10 @@ _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 _Asked = TypeVar("_Asked")
 
 
+class _LeftError(Exception):
+    """The client left while its body was read."""
+
+
 class Endpoint(Generic[_Asked]):
     """A POST whose body is a `kind` and whose answer `act` sends, for as long as it likes.
 
@@ -54,12 +58,12 @@ class Endpoint(Generic[_Asked]):
         self._act = act
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, body = Request(scope, receive, send), _Body(self._state)
+        body = _Body(self._state)
         try:
-            asked = await _read(self._state, request, self._kind, body)
-            async with _unless_gone(receive):
+            asked = await _read(self._state, scope, receive, self._kind, body)
+            async with _unless_gone(scope, receive):
                 await self._act(self._state, asked, send)
-        except ClientDisconnect:  # while the body was read: nobody waits for an answer
+        except _LeftError:  # nobody waits for an answer
             return
         except GoneError:
             self._state.metrics.disconnects.inc()
@@ -69,14 +73,14 @@ class Endpoint(Generic[_Asked]):
             body.let_go()
 
 
-async def _read(state: State, request: Request, kind: type[_Asked], body: "_Body") -> _Asked:
+async def _read(state: State, scope: Scope, receive: Receive, kind: type[_Asked], body: "_Body") -> _Asked:
     """Returns a request's body as `kind`. Raises Refusal when it is too long, too slow or not what it should be.
 
     Refuses also while the server is going down, and where the body's field `model` names another model.
     """
     if state.is_draining:
         raise busy("the server is going down: try another one", 503)
-    await body.read(request)
+    await body.read(scope, receive)
     try:
         asked = msgspec.json.decode(body.data, type=kind)
     except msgspec.ValidationError as error:
@@ -116,24 +120,34 @@ class _Body:
         self._state = state
         self.data = bytearray()
 
-    async def read(self, request: Request) -> None:
+    async def read(self, scope: Scope, receive: Receive) -> None:
         """Reads it all. Raises Refusal when it is too long or too slow, or when others hold too much."""
-        settings, most = self._state.settings, self._state.settings.max_body_bytes
-        too_long = Refusal(413, f"the body has more than {most} bytes: send less", headers={"Connection": "close"})
-        announced = request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced[:20]) > most:
-            raise too_long
+        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if announced.isdigit():
+            self._check_length(int(announced[:20]))
         try:
-            async with asyncio.timeout(settings.body_seconds):
-                async for part in request.stream():
-                    if self._state.n_body_bytes + len(part) > settings.max_bodies_bytes:
-                        raise busy("others send too much at the same time: try again soon", 503)
-                    self._state.n_body_bytes += len(part)
-                    self.data += part
-                    if len(self.data) > most:
-                        raise too_long
+            async with asyncio.timeout(self._state.settings.body_seconds):
+                is_whole = False
+                while not is_whole:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _LeftError
+                    self._add(message.get("body", b""))
+                    is_whole = not message.get("more_body", False)
         except TimeoutError as error:
             raise Refusal(408, "the body took too long to arrive: try again") from error
+
+    def _add(self, part: bytes) -> None:
+        if self._state.n_body_bytes + len(part) > self._state.settings.max_bodies_bytes:
+            raise busy("others send too much at the same time: try again soon", 503)
+        self._state.n_body_bytes += len(part)
+        self.data += part
+        self._check_length(len(self.data))
+
+    def _check_length(self, n_bytes: int) -> None:
+        if n_bytes > (most := self._state.settings.max_body_bytes):
+            headers = {"Connection": "close"}
+            raise Refusal(413, f"the body has more than {most} bytes: send less", headers=headers)
 
     def let_go(self) -> None:
         """Gives its bytes back."""
@@ -142,25 +156,34 @@ class _Body:
 
 
 @contextlib.asynccontextmanager
-async def _unless_gone(receive: Receive) -> AsyncIterator[None]:
+async def _unless_gone(scope: Scope, receive: Receive) -> AsyncIterator[None]:
     """Ends what runs within it as soon as the client has left, with GoneError."""
     task = asyncio.current_task()
     assert task is not None, "requests are answered by tasks"
     has_left = False
 
-    async def leave() -> None:
+    def leave() -> None:
         nonlocal has_left
-        while (await receive())["type"] != "http.disconnect":
-            pass
         has_left = True
         task.cancel()
 
-    leaving = asyncio.ensure_future(leave())
+    async def listen() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    leaving = scope.get(LEAVING)
+    listening = asyncio.ensure_future(listen()) if leaving is None else None
     try:
+        if leaving is not None:
+            leaving.add(leave)
         yield
     except asyncio.CancelledError:
         if has_left and task.uncancel() == 0:
             raise GoneError from None
         raise
     finally:
-        leaving.cancel()
+        if leaving is not None:
+            leaving.discard(leave)
+        if listening is not None:
+            listening.cancel()

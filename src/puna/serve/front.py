@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from puna.serve.convert import Refusal
-from puna.serve.endpoint import refused
+from puna.serve.endpoint import Endpoint, refused
 
 OPEN_PATHS = ("/", "/health", "/ready")
 OPEN_PREFIXES = ("/page/",)
@@ -52,6 +53,20 @@ class Keys:
         return any(matches)
 
 
+class Posts:
+    """Takes posts straight to their endpoints, which see to errors themselves; everything else goes on."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._endpoints = {
+            each.path: each.app for each in routes if isinstance(each, Route) and isinstance(each.app, Endpoint)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        await (self._endpoints.get(scope["path"], self._app) if is_post else self._app)(scope, receive, send)
+
+
 class Log:
     """Writes one line of JSON per request: what was asked, how it ended, how long it took."""
 
@@ -59,7 +74,7 @@ class Log:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not _log.isEnabledFor(logging.INFO):
             await self._app(scope, receive, send)
             return
         begin, status = time.monotonic(), 0

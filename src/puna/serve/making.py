@@ -56,17 +56,23 @@ class Making(Generic[Chunk, Choice]):
         self._cached_tokens: dict[int, int] = {}  # by prompt
 
     async def chunks(self) -> AsyncIterator[list[Chunk]]:
-        """Yields what is new, at most a chunk for each choice; its last one has its finish."""
-        if self._first:
-            yield self._first
+        """Yields what is new, each choice's chunks in order; the last one has its finish.
+
+        Raises what is wrong with the request, or goes wrong with its answers.
+        """
+        first = self._first
         open_samples = {(index, sample) for index, job in enumerate(self.jobs) for sample in range(job.n)}
         while open_samples:
             come: dict[tuple[int, int], list[Piece]] = {}
-            for index, piece in await anext(self._pieces):
+            pieces = await anext(self._pieces)
+            if first:  # with the first that follows, so that both are sent together
+                yield first
+                first = []
+            for index, piece in pieces:
                 key = index, piece.sample
                 if key not in open_samples:  # a screen ended it
                     continue
-                self._completion_tokens += piece.token is not None
+                self._completion_tokens += piece.n_tokens
                 self._cached_tokens[index] = max(piece.n_cached, self._cached_tokens.get(index, 0))
                 if piece.finish == "abort":
                     raise _aborted(is_late=time.monotonic() >= self._deadline)
@@ -74,9 +80,11 @@ class Making(Generic[Chunk, Choice]):
                 if piece.finish is not None:
                     open_samples.remove(key)
                     self._answers.end(index, piece.sample)
-            made = [self._push[index][sample](*pieces) for (index, sample), pieces in come.items()]
+            made = [self._push[index][sample](*of_sample) for (index, sample), of_sample in come.items()]
             if chunks := [chunk for chunk in made if chunk is not None]:
                 yield chunks
+        if first:  # nothing was wanted but what is there
+            yield first
 
     async def whole(self) -> list[Choice]:
         """Waits for all answers and returns the choices in order, each joined from its chunks."""
@@ -100,7 +108,8 @@ CompletionMaking = Making[schema.CompletionChoice, schema.CompletionChoice]
 async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMaking]:
     """Gives the answers to a chat request; leaving drops what has not ended.
 
-    Raises Refusal, PromptError or CapacityError before anything is made.
+    Raises Refusal, PromptError or CapacityError before anything is made; what only the model can judge, as the first
+    of its chunks.
     """
     limits, tokenizer = state.settings.limits, state.prompter.tokenizer
     with state.worker.place(convert.n_choices(asked, limits)):
@@ -119,11 +128,12 @@ async def chat(state: State, asked: schema.ChatRequest) -> AsyncIterator[ChatMak
             )
             for sample in range(job.n)
         ]
-        async with _making(state, [job], screen) as (answers, pieces, deadline):
+        async with _making(state, asked, [job], screen) as (answers, pieces, deadline):
             first = [each.open() for each in growing]
             push = [[each.push for each in growing]]
             yield Making([job], answers, pieces, first, push, stream.whole_chat, deadline)
-        state.metrics.misread_calls.inc(sum(each.n_misread for each in growing))
+        if n_misread := sum(each.n_misread for each in growing):
+            state.metrics.misread_calls.inc(n_misread)
 
 
 @contextlib.asynccontextmanager
@@ -151,7 +161,7 @@ async def completion(state: State, asked: schema.CompletionRequest) -> AsyncIter
             for index, job in enumerate(jobs)
         ]
         first = [each for job, row in zip(jobs, growing, strict=True) for each in await _echoes(state, asked, job, row)]
-        async with _making(state, jobs, screen) as (answers, pieces, deadline):
+        async with _making(state, asked, jobs, screen) as (answers, pieces, deadline):
             push = [[each.push for each in row] for row in growing]
             yield Making(jobs, answers, pieces, first, push, stream.whole_completion, deadline)
 
@@ -209,24 +219,24 @@ async def _echoes(
 
 @contextlib.asynccontextmanager
 async def _making(
-    state: State, jobs: Sequence[Job], screen: Screen
+    state: State, asked: schema.MakingRequest, jobs: Sequence[Job], screen: Screen
 ) -> AsyncIterator[tuple[Answers, AsyncIterator[Pieces], float]]:
     """Has the model answer all jobs that want an answer. Gives the pieces that a client may see, and until when."""
     seconds = state.settings.request_seconds
     limit, deadline = Options(deadline_seconds=seconds), math.inf if seconds is None else time.monotonic() + seconds
-    async with state.worker.answer([(job.prompt, Options(**job.options, **limit)) for job in jobs if job.n]) as answers:
+    prompts = [(job.prompt, Options(**job.options, **limit)) for job in jobs if job.n]
+    is_open = state.settings.screen is None  # others look at each token as it comes
+    wants_each = asked.return_token_ids or any({"logprobs", "wants_routes"} & job.options.keys() for job in jobs)
+    told = {"joins": is_open and not wants_each, "is_whole": is_open and not asked.stream}
+    async with state.worker.answer(prompts, **told) as answers:
         made = answers.pieces()
-        async with contextlib.aclosing(made), _closing(screen.watch(made)) as shown:
+        shown = screen.watch(made)
+        try:
             yield answers, shown, deadline
-
-
-@contextlib.asynccontextmanager
-async def _closing(pieces: AsyncIterator[Pieces]) -> AsyncIterator[AsyncIterator[Pieces]]:
-    try:
-        yield pieces
-    finally:
-        if isinstance(pieces, AsyncGenerator):
-            await pieces.aclose()
+        finally:
+            for pieces in (shown, made):
+                if isinstance(pieces, AsyncGenerator):
+                    await pieces.aclose()
 
 
 def _aborted(*, is_late: bool) -> Refusal:

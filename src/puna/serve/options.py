@@ -29,6 +29,9 @@ _SAME = (
 )
 """Fields that the assistant has under the same name."""
 
+_KINDS = ("json", "regex", "choice", "grammar")
+"""Of rules, as vLLM's fields call them."""
+
 _ELSEWHERE = {
     "prompt_logprobs": "is not supported: ask /v1/completions for echo and logprobs",
     "cache_salt": "is not supported: prefixes are remembered for everybody; leave it out",
@@ -77,8 +80,10 @@ def options_of(request: MakingRequest, limit: int | None, limits: Limits) -> Opt
 def rule_of(request: MakingRequest, limits: Limits) -> Rule | None:
     """Returns what the answer must look like, if anything is said. Raises Refusal where several fields say it."""
     wanted, outputs = request.response_format, request.structured_outputs
+    if wanted is None and outputs is None and all(getattr(request, f"guided_{kind}") is None for kind in _KINDS):
+        return None
     found = [] if wanted is None else [rule for rule in [_format(wanted)] if rule is not None]
-    for name in ("json", "regex", "choice", "grammar"):
+    for name in _KINDS:
         option = "json_schema" if name == "json" else name
         given = {f"guided_{name}": getattr(request, f"guided_{name}")}
         given[f"structured_outputs.{name}"] = None if outputs is None else getattr(outputs, name)

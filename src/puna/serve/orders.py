@@ -17,11 +17,16 @@ from puna.serve.load import Held
 
 
 class Begin(NamedTuple):
-    """Answer a prompt. Settled once it is queued, or with what is wrong with it."""
+    """Answer a prompt. Settled where something is wrong with it; else a report says when it has begun.
+
+    With `joins` a piece may stand for several tokens; with `is_whole` nobody looks before the end.
+    """
 
     number: int
     prompt: Prompt
     options: Options
+    joins: bool = False
+    is_whole: bool = False
 
 
 class End(NamedTuple):
@@ -84,6 +89,8 @@ class Report(msgspec.Struct, array_like=True, frozen=True):
     """What happened since the last report: at most one step of the model. `failed` ended with `problem`."""
 
     held: Held
+    n_made: int = 0
+    """Tokens, told or not."""
     pieces: list[tuple[int, Piece]] = []
     begun: list[int] = []
     """What ran in this step for the first time."""

@@ -6,7 +6,6 @@ Not here: reading requests, errors before an answer has begun (`endpoint`), what
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -52,22 +51,11 @@ class Watch:
         if self._looking is not None:
             self._looking.cancel()
 
-    @contextlib.asynccontextmanager
-    async def over(self, send: Send, ping: bytes) -> AsyncIterator["_Stream"]:
-        """Gives the stream of a task that sends through `send`. Raises GoneError within it, where it stalls."""
+    def over(self, send: Send, ping: bytes) -> "_Stream":
+        """Returns the stream of this task, which sends through `send`: for `async with`."""
         task = asyncio.current_task()
         assert task is not None, "streams are sent by tasks"
-        opened = _Stream(task, send, ping, self._clock)
-        self._streams.add(opened)
-        try:
-            yield opened
-        except asyncio.CancelledError:
-            if opened.has_stalled and task.uncancel() == 0:
-                raise GoneError from None
-            raise
-        finally:
-            self._streams.remove(opened)
-            opened.close()
+        return _Stream(self._streams, task, send, ping, self._clock)
 
     async def _look(self) -> None:
         while True:
@@ -77,9 +65,21 @@ class Watch:
 
 
 class _Stream:
-    """One stream, and since when it waits for its client or says nothing."""
+    """One stream, and since when it waits for its client or says nothing. It begins with what it says first.
 
-    def __init__(self, task: asyncio.Task[Any], send: Send, ping: bytes, clock: Callable[[], float]) -> None:
+    It is watched for as long as it is entered; raises GoneError within, where it stalls.
+    """
+
+    def __init__(
+        self,
+        watched: "set[_Stream]",
+        task: asyncio.Task[Any],
+        send: Send,
+        ping: bytes,
+        clock: Callable[[], float],
+    ) -> None:
+        self._watched = watched
+        self.has_begun = False
         self.has_stalled = False
         self._task = task
         self._send = send
@@ -89,10 +89,24 @@ class _Stream:
         self._is_sending = False
         self._pinging: asyncio.Future[None] | None = None
 
+    async def __aenter__(self) -> "_Stream":
+        self._watched.add(self)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._watched.remove(self)
+        if self._pinging is not None:
+            self._pinging.cancel()
+        if kind is asyncio.CancelledError and self.has_stalled and self._task.uncancel() == 0:
+            raise GoneError from None
+
     async def part(self, body: bytes) -> None:
         """Sends some bytes, if there are any."""
         if body:
             self._since, self._is_sending = self._clock(), True
+            if not self.has_begun:
+                self.has_begun = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             self._is_sending = False
 
@@ -104,11 +118,6 @@ class _Stream:
             self._task.cancel()
         elif not self._is_sending and seconds >= ping_seconds and (self._pinging is None or self._pinging.done()):
             self._pinging = asyncio.ensure_future(self.part(self._ping))
-
-    def close(self) -> None:
-        """Sends no ping any more."""
-        if self._pinging is not None:
-            self._pinging.cancel()
 
 
 async def send_document(send: Send, document: msgspec.Struct) -> None:
@@ -128,14 +137,15 @@ async def send_events(
 ) -> None:
     """Sends events as they come, and `ping` in silence. What goes wrong on the way is the last event, from `failed`.
 
-    The status is sent before the first event, so whatever is to be refused with one of its own is raised before.
+    The status is sent with the first of them; what goes wrong before that is raised, and has a status of its own.
     """
-    await send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
     async with watch.over(send, ping) as opened:
         try:
             async for event in events:
                 await opened.part(event)
         except Exception as error:
+            if not opened.has_begun:
+                raise
             await opened.part(failed(refusal_from(error)))
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -35,6 +35,7 @@ class Settings:
     max_body_bytes: int = 32 * 2**20
     max_bodies_bytes: int = 2**30  # of all requests that are not finished
     body_seconds: float = 60.0  # for a whole body to arrive
+    events_per_second: float = 1000  # of all streams together, beside the first and the last of each; 0: one a token
     ping_seconds: float = 15.0  # of silence in a stream
     stall_seconds: float = 60.0  # that a client may take to read what was sent, before it counts as gone
     request_seconds: float | None = None  # for an answer, waiting included; None sets no limit

@@ -9,9 +9,11 @@ Not here: who orders (`worker`), the process it may have to itself (`apart`).
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,16 +25,19 @@ from puna.chat import Assistant, Piece
 from puna.errors import DeviceError, PunaError
 from puna.serve.load import Held
 from puna.serve.orders import Begin, Count, End, Order, Problem, Report, Score, Settled
+from puna.serve.pace import Pace
 
 Take = Callable[[bool], Sequence[Order] | None]
 """Returns the orders that have come, in turn; where it is told to, it waits for one. None ends the loop."""
 
+_M_ARENA_MAX = -8  # Source: glibc's malloc.h
+_NEW_OBJECTS = 20_000  # before the collector looks
 _log = logging.getLogger("puna.serve")
 
 
-def run(assistant: Assistant, take: Take, tell: Callable[[Report], None]) -> None:
+def run(assistant: Assistant, take: Take, tell: Callable[[Report], None], events_per_second: float) -> None:
     """Obeys and steps until there are no orders any more. Waits only while there is nothing to compute."""
-    stepping = _Stepping(assistant)
+    stepping = _Stepping(assistant, events_per_second)
     while (orders := take(stepping.is_idle)) is not None:
         for order in orders:
             stepping.obey(order)
@@ -46,16 +51,26 @@ def tells_routes(assistant: Assistant) -> bool:
 
 
 def settle_memory() -> None:
-    """Has the garbage collector leave alone what is there: else it looks at a model's and torch's objects for ever."""
+    """Has a process keep no more memory, and look at no more of it, than it must; for when all is loaded.
+
+    The garbage collector leaves alone what is there: else it looks at a model's and torch's objects for ever; and it
+    looks at what is new less often, since hardly any of that is garbage that goes only with its help. Threads
+    share few arenas: with one each, glibc keeps what bodies and pictures took, by hundreds of megabytes.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, 20, 20)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 2)
 
 
 class ThreadStepper:
     """The loop in a thread of this process."""
 
-    def __init__(self, assistant: Assistant) -> None:
+    def __init__(self, assistant: Assistant, events_per_second: float = 0) -> None:
+        """`events_per_second` as `Settings` has it."""
         self._assistant = assistant
+        self._events_per_second = events_per_second
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()  # None ends the loop
         self._thread: threading.Thread | None = None
         self.tells_routes = tells_routes(assistant)
@@ -74,7 +89,7 @@ class ThreadStepper:
 
         def work() -> None:
             try:
-                run(self._assistant, self._take, partial(in_loop, tell))
+                run(self._assistant, self._take, partial(in_loop, tell), self._events_per_second)
             except Exception as error:
                 _log.exception("the loop that runs the model has ended")
                 in_loop(lose, DeviceError(f"the model does not run any more: {error}"))
@@ -104,10 +119,12 @@ class ThreadStepper:
 class _Stepping:
     """A session of the model, and whom its answers belong to."""
 
-    def __init__(self, assistant: Assistant) -> None:
+    def __init__(self, assistant: Assistant, events_per_second: float) -> None:
         self._assistant = assistant
+        self._events_per_second = events_per_second
         assistant.engine.counts_routes = True
-        self._session = assistant.session()
+        self._n_made = 0  # of the session's tokens, those that were reported
+        self._open_session()
         self._owners: dict[int, int] = {}  # the session's numbers of what goes on -> those of the orders
         self._open: dict[int, tuple[int, set[int]]] = {}  # the other way, with the samples that go on
         self._unbegun: set[int] = set()  # of the session's numbers
@@ -121,12 +138,14 @@ class _Stepping:
         """Does what does not take a step. The next report says how it went."""
         try:
             match order:
-                case Begin(number, prompt, options):
-                    mine = self._session.begin(prompt, **options)
+                case Begin(number, prompt, options, joins, is_whole):
+                    mine = self._session.begin(prompt, joins=joins, **options)
                     self._owners[mine] = number
                     self._open[number] = mine, set(range(options.get("n", 1)))
                     self._unbegun.add(mine)
-                    settled = Settled(number)
+                    if is_whole:
+                        self._pace.wait(mine)
+                    return
                 case End(number, sample):
                     self._end(number, sample)
                     return
@@ -140,12 +159,13 @@ class _Stepping:
 
     def step(self) -> Report:
         """Runs the model once."""
+        self._pace.tick()
         try:
-            pieces = self._session.step()
+            pieces = self._session.step(self._pace.is_due)
         except Exception as error:  # whatever the model stumbles over must not end the server
             _log.exception("a step of the model failed; all answers in progress end")
             failed = list(self._open)
-            self._session = self._assistant.session()
+            self._open_session()
             for kept in (self._owners, self._open, self._unbegun):
                 kept.clear()
             return self.report(failed=failed, problem=Problem.of(error))
@@ -162,13 +182,22 @@ class _Stepping:
     ) -> Report:
         """Returns what is to be told, with what was settled meanwhile."""
         settled, self._settled = self._settled, []
-        return Report(self._held(), pieces or [], begun or [], settled, failed or [], problem)
+        n_new, self._n_made = self._session.n_made - self._n_made, self._session.n_made
+        return Report(self._held(), n_new, pieces or [], begun or [], settled, failed or [], problem)
+
+    def _open_session(self) -> None:
+        self._session = self._assistant.session()
+        self._pace = Pace(self._events_per_second)
+        self._n_made = 0
 
     def _end(self, number: int, sample: int | None) -> None:
         if number not in self._open:  # it has ended, or never began
             return
         mine, unfinished = self._open[number]
-        unfinished -= set(unfinished) if sample is None else {sample}
+        dropped = set(unfinished) if sample is None else {sample}
+        unfinished -= dropped
+        for each in dropped:
+            self._pace.end(mine, each)
         if not unfinished:
             self._forget(mine)
         self._session.end(mine, sample)
@@ -178,6 +207,7 @@ class _Stepping:
         if piece.finish is not None:
             unfinished = self._open[number][1]
             unfinished.remove(piece.sample)
+            self._pace.end(mine, piece.sample)
             if not unfinished:
                 self._forget(mine)
         return number
@@ -185,6 +215,7 @@ class _Stepping:
     def _forget(self, mine: int) -> None:
         del self._open[self._owners.pop(mine)]
         self._unbegun.discard(mine)
+        self._pace.forget(mine)
 
     def _begun(self, heard_of: set[int]) -> list[int]:
         """Returns what has run in this step for the first time. `heard_of` are those that gave a piece."""

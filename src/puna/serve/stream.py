@@ -105,9 +105,9 @@ class Events:
         self._at_end = options.include_usage
         self._always = options.include_usage and options.continuous_usage_stats
 
-    def of(self, choices: Sequence[ChatChunkChoice] | Sequence[CompletionChoice], usage: Usage) -> bytes:
+    def of(self, choices: Sequence[ChatChunkChoice] | Sequence[CompletionChoice], usage: Callable[[], Usage]) -> bytes:
         """Returns one event for each chunk. Where usage is wanted at the end only, these hold null, as OpenAI's."""
-        given = usage if self._always else None if self._at_end else UNSET
+        given = usage() if self._always else None if self._at_end else UNSET
         return b"".join(event(self._chunk([choice], given)) for choice in choices)
 
     def end(self, usage: Usage) -> bytes:

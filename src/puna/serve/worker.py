@@ -54,14 +54,17 @@ class Stepper(Protocol):
 class _Growing:
     """The answers to one prompt while they are made. `index` is its place among the prompts of its request."""
 
-    def __init__(self, number: int, index: int, n: int, began: float, answers: "Answers") -> None:
-        self.number = number
+    def __init__(self, order: Begin, index: int, began: float, answers: "Answers") -> None:
+        tiles = order.prompt.tiles
+        self.number = order.number
+        self.n_read = len(order.prompt.ids)
+        self.n_tiles = 0 if tiles is None else len(tiles)
         self.index = index
         self.began = began
         self.first_step: float | None = None  # when it was running after a step for the first time
         self.first_token: float | None = None
         self.answers = answers
-        self.unfinished = set(range(n))  # samples
+        self.unfinished = set(range(order.options.get("n", 1)))  # samples
         self.n_tokens = 0
         self.last_seconds: dict[int, float] = {}  # when each sample's last token arrived
 
@@ -180,16 +183,18 @@ class Worker:
             self._n_open -= n
 
     @contextlib.asynccontextmanager
-    async def answer(self, prompts: Sequence[tuple[Prompt, Options]]) -> AsyncIterator[Answers]:
+    async def answer(
+        self, prompts: Sequence[tuple[Prompt, Options]], *, joins: bool = False, is_whole: bool = False
+    ) -> AsyncIterator[Answers]:
         """Gives the answers to prompts in progress; leaving drops what has not ended.
 
-        Raises PromptError or CapacityError at once, also for what only the model can judge.
+        With `joins`, tokens that come together are one piece, without the ids of all; with `is_whole` all come at the
+        end, but the first. What is wrong with a prompt is raised by `Answers.next`.
         """
         answers = Answers(self._drop)
         try:
             for index, (prompt, options) in enumerate(prompts):
-                n = options.get("n", 1)
-                await self._begin(_Growing(next(self._numbers), index, n, self._clock(), answers), prompt, options)
+                self._begin(Begin(next(self._numbers), prompt, options, joins, is_whole), index, answers)
             yield answers
         finally:
             for growing in answers.growing:
@@ -212,22 +217,16 @@ class Worker:
         """Returns `Assistant.prompt_logprobs`, computed between two steps."""
         return (await self._settled(Score(next(self._numbers), prompt, n, adapter))).expected or []
 
-    async def _begin(self, growing: _Growing, prompt: Prompt, options: Options) -> None:
-        self._growing[growing.number] = growing
-        growing.answers.growing.append(growing)  # at once, so that it is dropped even if the client leaves meanwhile
-        try:
-            await self._settled(Begin(growing.number, prompt, options))
-        except PunaError:
-            growing.unfinished.clear()
-            raise
-        self._metrics.prompt_tokens.inc(len(prompt.ids))
-        self._metrics.prompt_lens.observe(len(prompt.ids))
-        self._metrics.image_tiles.inc(0 if prompt.tiles is None else len(prompt.tiles))
+    def _begin(self, order: Begin, index: int, answers: Answers) -> None:
+        self._require_alive()
+        growing = _Growing(order, index, self._clock(), answers)
+        self._growing[order.number] = growing
+        answers.growing.append(growing)
+        self._stepper.order(order)
 
     async def _settled(self, order: Order) -> Settled:
         """Gives an order and returns how it ended. Raises what went wrong."""
-        if not self.is_alive:
-            raise DeviceError("the model does not run any more")
+        self._require_alive()
         future: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
         self._asked[order.number] = future
         self._stepper.order(order)
@@ -235,6 +234,10 @@ class Worker:
             return await future
         finally:
             del self._asked[order.number]
+
+    def _require_alive(self) -> None:
+        if not self.is_alive:
+            raise DeviceError("the model does not run any more")
 
     def _drop(self, growing: _Growing, sample: int | None = None) -> None:
         """Has what goes on of one prompt's answers ended: all samples, or one."""
@@ -250,29 +253,32 @@ class Worker:
         for number in report.begun:
             if (growing := self._growing.get(number)) is not None:
                 growing.first_step = now
+                self._count_prompt(growing)
                 self._metrics.queued.observe(now - growing.began)
-        n_tokens, pauses = 0, Counter[float]()
+        pauses = Counter[float]()
         for number, piece in report.pieces:
-            n_tokens += piece.token is not None
             growing = self._growing.get(number)
             if growing is None:  # its client left while this was on its way
                 continue
-            if piece.token is not None:
-                self._count_token(growing, piece.sample, now, pauses)
+            if n_tokens := piece.n_tokens:
+                self._count_tokens(growing, piece.sample, n_tokens, now, pauses)
             if piece.finish is not None:
                 growing.unfinished.discard(piece.sample)
                 self._finish(growing, piece.finish, now)
             growing.answers.put(growing.index, piece)
-        if n_tokens:
-            self._metrics.generation_tokens.inc(n_tokens)
+        if report.n_made:
+            self._metrics.generation_tokens.inc(report.n_made)
         for pause, n in pauses.items():
             self._metrics.inter_token.observe(pause, n)
         if report.problem is not None:
             self._fail([growing for number in report.failed if (growing := self._growing.get(number))], report.problem)
 
     def _settle(self, settled: Settled) -> None:
-        """Completes an order, unless whoever gave it has gone."""
-        future = self._asked.get(settled.number)
+        """Completes an order, unless whoever gave it has gone. A prompt that is settled is refused."""
+        growing, future = self._growing.get(settled.number), self._asked.get(settled.number)
+        if growing is not None and settled.problem is not None:
+            growing.unfinished.clear()
+            growing.answers.fail(settled.problem.error())
         if future is None or future.done():
             return
         if settled.problem is None:
@@ -280,16 +286,22 @@ class Worker:
         else:
             future.set_exception(settled.problem.error())
 
-    def _count_token(self, growing: _Growing, sample: int, now: float, pauses: Counter[float]) -> None:
+    def _count_prompt(self, growing: _Growing) -> None:
+        self._metrics.prompt_tokens.inc(growing.n_read)
+        self._metrics.prompt_lens.observe(growing.n_read)
+        self._metrics.image_tiles.inc(growing.n_tiles)
+
+    def _count_tokens(self, growing: _Growing, sample: int, n_tokens: int, now: float, pauses: Counter[float]) -> None:
+        """Counts tokens that came together: the time since those before them is that of all of them."""
         if growing.first_token is None:
             growing.first_token = now
             self._metrics.first_token.observe(now - growing.began)
             if growing.first_step is not None:
                 self._metrics.prefill.observe(now - growing.first_step)
         if sample in growing.last_seconds:
-            pauses[now - growing.last_seconds[sample]] += 1
+            pauses[(now - growing.last_seconds[sample]) / n_tokens] += n_tokens
         growing.last_seconds[sample] = now
-        growing.n_tokens += 1
+        growing.n_tokens += n_tokens
 
     def _finish(self, growing: _Growing, reason: str, now: float) -> None:
         self._metrics.finish(reason)
