@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_quantize(commands)
     _add_params(commands)
     _add_prepare(commands)
+    _add_haystack(commands)
     _add_train(commands)
     _add_tune(commands)
     _add_synthesize(commands)
@@ -177,13 +178,6 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="one key a line; clients need one of them")
     parser.add_argument(
         "--max-open", type=int, default=256, metavar="N", help="answers running or waiting; more get 429 (default 256)"
-    )
-    parser.add_argument(
-        "--events-per-second",
-        type=float,
-        default=1000,
-        metavar="N",
-        help="of all streams together; with many, one event tells several tokens; 0: one event a token (default 1000)",
     )
     parser.add_argument(
         "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
@@ -310,6 +304,23 @@ def _add_synthesize(commands: Any) -> None:
     parser.add_argument(
         "--against", metavar="PATH", type=Path, action="append", default=[], help="evaluation sets to keep out"
     )
+
+
+def _add_haystack(commands: Any) -> None:
+    parser = _command(commands, "haystack", _haystack, "make long documents with things in them to be found or copied")
+    parser.add_argument("inputs", metavar="IN", nargs="+", type=Path, help="files or folders of text, as for prepare")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines that puna train reads")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FILE", help="tokenizer.json, or its folder")
+    parser.add_argument(
+        "--length", type=int, action="append", required=True, metavar="N", help="tokens of a document; several in turn"
+    )
+    parser.add_argument("--documents", type=int, default=1000, metavar="N", help="of each kind (default 1000)")
+    parser.add_argument("--told", type=int, default=4, metavar="N", help="things that a document tells (default 4)")
+    parser.add_argument("--asked", type=int, default=2, metavar="N", help="of them asked for at its end (default 2)")
+    parser.add_argument(
+        "--only-asked", action="store_true", help="learn what was asked for, and not the text around it"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same documents (default 1)")
 
 
 def _add_prepare(commands: Any) -> None:
@@ -598,9 +609,6 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from puna.serve.waiting import wait_briefly
-
-    wait_briefly()
     try:
         from puna.serve import apart, app, guarding, metrics
     except ImportError as error:
@@ -608,8 +616,6 @@ def _serve(arguments: argparse.Namespace) -> None:
     for name in ("max_open", "drain_seconds", "request_seconds"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
-    if not 0 <= arguments.events_per_second < float("inf"):
-        raise ConfigError(f"--events-per-second is {arguments.events_per_second}: give 0 or more")
     keys = _api_keys(arguments.api_key_file)
     model = _name_in_requests(arguments)
     if arguments.host not in app.LOCAL_HOSTS and not keys:
@@ -624,7 +630,6 @@ def _serve(arguments: argparse.Namespace) -> None:
         adapters=assistant.adapters,
         keys=keys,
         max_open=arguments.max_open,
-        events_per_second=arguments.events_per_second,
         metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
         request_seconds=arguments.request_seconds,
         image_hosts=tuple(arguments.image_host),
@@ -826,6 +831,26 @@ def _prepare(arguments: argparse.Namespace) -> None:
     counts = {name: (each["documents"], each["bytes"] / 1e6) for name, each in report["all"].items()}
     lines = [f"{name:24}{n:>12,}{megabytes:>12.2f} MB" for name, (n, megabytes) in counts.items()]
     _print(report, arguments, "\n".join([*lines, f"child safety: {report['child_safety']}"]))
+
+
+def _haystack(arguments: argparse.Namespace) -> None:
+    from puna.prompt.tokenizer import Tokenizer
+    from puna.train import haystack
+
+    wish = haystack.Wish(
+        lengths=tuple(arguments.length),
+        n=arguments.documents,
+        told=arguments.told,
+        asked=arguments.asked,
+        seed=arguments.seed,
+        only_asked=arguments.only_asked,
+    )
+    counts = haystack.write(arguments.inputs, Tokenizer.load(arguments.tokenizer), wish, arguments.out)
+    lines = [
+        f"{name:8}{n['documents']:>8,} documents{n['characters']:>14,} characters"
+        for name, n in counts["sources"].items()
+    ]
+    _print(counts, arguments, "\n".join([*lines, f"texts read {counts['times_read']} times"]))
 
 
 def _train(arguments: argparse.Namespace) -> None:

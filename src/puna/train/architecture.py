@@ -18,7 +18,9 @@ def architecture(name: str, key: str) -> LlamaConfig:
         file = Path(name)
         if not file.is_file():
             raise ConfigError(f"{key}: {name} does not exist; give a config.json or one of {', '.join(PRESETS)}")
-        return from_hf(json.loads(file.read_text(encoding="utf-8")))
+        beside = file.with_name("preprocessor_config.json")  # of a checkpoint, how many tiles a picture may have
+        preprocessor = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+        return from_hf(json.loads(file.read_text(encoding="utf-8")), preprocessor)
     if name not in PRESETS:
         raise ConfigError(f"{key}: {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -26,14 +26,14 @@ from torch.distributed import ProcessGroup
 
 from puna import __version__
 from puna.config import LlamaConfig
-from puna.errors import ConfigError
 from puna.meter import Emitted, Stopwatch, Used, emitted
 from puna.model.transformer import Llama
-from puna.presets import PRESETS
 from puna.prompt.tokenizer import Tokenizer
 from puna.records import ENERGY, Energy, read_energy, write_energy
 from puna.train.account import account, sources_of
+from puna.train.architecture import architecture
 from puna.train.instructions import arithmetic
+from puna.train.lengthen import lengthened
 from puna.train.memory import keep_memory
 from puna.train.mesh import Mesh
 from puna.train.next_token import NextToken
@@ -41,13 +41,13 @@ from puna.train.objective import Feed
 from puna.train.optim import learning_rate
 from puna.train.pack import Batch, DataState, PackedFeed, Packer
 from puna.train.recipe import Recipe, RunRecipe
+from puna.train.samples import Samples
 from puna.train.sinks import opened, scalars
 from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_on_ranks, trained
 from puna.train.store import Progress, Store, tokenise
 from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join
 from puna.train.watch.work import write_work
 from puna.weights.checkpoint import save_hf
-from puna.weights.configs import from_hf
 
 LOG = "log.jsonl"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -85,16 +85,9 @@ class StepReport(NamedTuple):
 
 
 def model_config(recipe: Recipe) -> LlamaConfig:
-    """Returns the configuration that `model.preset` names. Raises ConfigError when there is none of that name."""
-    name = recipe.model.preset
-    if name.endswith(".json"):
-        file = Path(name)
-        if not file.is_file():
-            raise ConfigError(f"model.preset: {name} does not exist; give a config.json or one of {', '.join(PRESETS)}")
-        return from_hf(json.loads(file.read_text(encoding="utf-8")))
-    if name not in PRESETS:
-        raise ConfigError(f"model.preset: {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """Returns the configuration that `model.preset` names, lengthened as the recipe says. Raises ConfigError when there
+    is none of that name."""
+    return lengthened(architecture(recipe.model.preset, "model.preset"), recipe.lengthen)
 
 
 def make_packer(store: Store, config: LlamaConfig, recipe: Recipe) -> Packer:
@@ -131,7 +124,7 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
         write_work(run, recipe, config)
     state, update = team.begin(recipe, config)
     feed = PackedFeed(make_packer(store, config, recipe), store.digest)
-    is_done = Steps(recipe, state, update, feed, run, team, say).run()
+    is_done = Steps(recipe, state, update, feed, run, team, say, watch=_samples(recipe, state, run, say)).run()
     if team.is_first:
         account(run, recipe, sources_of(store, recipe.data.passes))
     if is_done and team.is_first:
@@ -139,6 +132,14 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
         assert isinstance(model, Llama)
         finish(recipe, model, run, progress)
     return Outcome(state.step, finished=is_done)
+
+
+def _samples(recipe: Recipe, state: TrainingState, run: Path, say: Progress) -> Callable[[int], None] | None:
+    """Returns what writes samples after each step, where the recipe asks for any."""
+    if not recipe.samples.every_steps:
+        return None
+    assert isinstance(state.model, Llama), "the recipe has one rank"
+    return Samples(recipe, state.model, run, say).note
 
 
 def settle(recipe: RunRecipe) -> None:

@@ -108,6 +108,32 @@ class TransferRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthenRecipe:
+    """How a model comes to read longer texts than before (`train.lengthen`).
+
+    context_len        tokens that it reads at most, rows of this run included
+    chunk_len          what a query of a chunked layer is confined to; 0: as before
+    factor             by which wavelengths of RoPE over `original_context / low_factor` tokens are stretched; those
+                       under `original_context / high_factor` stay, and between the two it is gradual. 0: as before
+    original_context   tokens that it was trained on before
+    """
+
+    context_len: int
+    chunk_len: int = 0
+    factor: float = 0.0
+    low_factor: float = 1.0
+    high_factor: float = 1.0
+    original_context: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.context_len > 0, "lengthen.context_len", self.context_len, "positive")
+        require(self.chunk_len >= 0, "lengthen.chunk_len", self.chunk_len, "zero (as before) or positive")
+        require(self.factor == 0 or self.factor >= 1, "lengthen.factor", self.factor, "zero (as before) or 1 and more")
+        known = not self.factor or self.original_context > 0
+        require(known, "lengthen.original_context", self.original_context, "what the model was trained on before")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleRecipe:
     """Warm-up, stable, decay: `decay_steps` at the end fall linearly to `final_fraction` of the learning rate."""
 
@@ -225,6 +251,28 @@ class LogRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesRecipe:
+    """What the weights of the moment write, for people who watch (`train.samples`): after every so many steps what
+    follows each of `prompts`, and the answers to the first `pictures` held-out questions about pictures, of at most
+    `max_tokens` tokens. `every_steps` 0: never; `temperature` 0: the most probable token. Not part of the digest:
+    training does not notice.
+    """
+
+    prompts: tuple[str, ...] = ()
+    pictures: int = 0
+    every_steps: int = 0
+    max_tokens: int = 64
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "every_steps", "temperature"):
+            require(getattr(self, name) >= 0, f"samples.{name}", getattr(self, name), "zero or more")
+        require(self.max_tokens > 0, "samples.max_tokens", self.max_tokens, "positive")
+        is_asked = bool(self.prompts) or self.pictures > 0
+        require(is_asked or not self.every_steps, "samples.prompts", "none", "one or more, or samples.pictures")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One training run, whole."""
 
@@ -238,12 +286,20 @@ class Recipe:
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     transfer: TransferRecipe | None = None
+    lengthen: LengthenRecipe | None = None
     energy: Site = field(default_factory=Site)
     log: LogRecipe = field(default_factory=LogRecipe)
+    samples: SamplesRecipe = field(default_factory=SamplesRecipe)
 
     def __post_init__(self) -> None:
         is_alone = self.parallel.world == 1
         require(is_alone or not self.compute.compile, "compute.compile", True, "false on several ranks")
+        every = self.samples.every_steps
+        require(is_alone or not every, "samples.every_steps", every, "0 on several ranks: none holds the whole model")
+        if self.lengthen is not None:
+            longest = self.lengthen.context_len
+            fits = self.batch.row_len <= longest
+            require(fits, "batch.row_len", self.batch.row_len, f"at most lengthen.context_len, {longest}")
         whole = self.compute.matmul != "fp8" or self.parallel.tensor == 1
         require(whole, "parallel.tensor", self.parallel.tensor, '1 with compute.matmul = "fp8": rows are rounded whole')
 
@@ -289,14 +345,17 @@ class RunRecipe(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-_LATER: Mapping[str, Any] = {"transfer": None, "compute.matmul": ""}
+_APART = ("checkpoint", "parallel", "energy", "log", "samples")
+"""Tables that may change while a run is paused."""
+
+_LATER: Mapping[str, Any] = {"transfer": None, "lengthen": None, "compute.matmul": ""}
 """Tables and keys that came after the first runs, and what they are where they are not used."""
 
 
 def digest_of(tables: Mapping[str, Any]) -> str:
     """Returns a recipe's digest: of its tables but those that say when, where, on how many ranks, and who is told. What
     came later is not in it until it is used, so that earlier runs go on."""
-    kept = {name: table for name, table in tables.items() if name not in ("checkpoint", "parallel", "energy", "log")}
+    kept = {name: table for name, table in tables.items() if name not in _APART}
     return hashlib.sha256(json.dumps(_used(kept), sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ Not here: how a reply is judged (`rewards`), what is learnt (`reinforce`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,24 @@ def roll(
     ]
 
 
+def written(model: Llama, prompts: Sequence[Prompt], tokenizer: Tokenizer, wish: Wish) -> list[str]:
+    """Returns one continuation of each prompt, without the token that ended it. Draws from nothing but the seed.
+
+    Raises PromptError as the engine does.
+    """
+    engine = _engine(model, max(len(prompt.ids) for prompt in prompts) + wish.max_new_tokens, tokenizer)
+    owners: dict[int, int] = {}
+    for number, prompt in enumerate(prompts):
+        sampling = _sampling(number, wish, tokenizer)
+        owners[engine.add(Request(ids=prompt.ids, tiles=prompt.tiles, sampling=sampling))] = number
+    grown: list[list[int]] = [[] for _ in prompts]
+    while not engine.is_idle:
+        for event in engine.step():
+            if event.token is not None:
+                grown[owners[event.request_id]].append(event.token)
+    return [tokenizer.decode([each for each in ids if each not in tokenizer.stop_ids]) for ids in grown]
+
+
 class _Growing(NamedTuple):
     ids: list[int]
     logprobs: list[float]
@@ -123,15 +141,18 @@ def _engine(model: Llama, longest: int, tokenizer: Tokenizer) -> Engine:
 
 
 def _request(task: Task, number: int, wish: Wish, tokenizer: Tokenizer) -> Request:
-    sampling = Sampling(
+    sampling = replace(_sampling(number, wish, tokenizer), n_logprobs=0)
+    return Request(ids=task.prompt.ids, tiles=task.prompt.tiles, sampling=sampling, n=wish.n, wants_routes=True)
+
+
+def _sampling(number: int, wish: Wish, tokenizer: Tokenizer) -> Sampling:
+    return Sampling(
         temperature=wish.temperature,
         top_p=1.0,
         seed=(wish.seed * 1_000_003 + number) % 2**31,
         max_new_tokens=wish.max_new_tokens,
         stop_ids=tokenizer.stop_ids,
-        n_logprobs=0,
     )
-    return Request(ids=task.prompt.ids, tiles=task.prompt.tiles, sampling=sampling, n=wish.n, wants_routes=True)
 
 
 def _judged(

@@ -32,6 +32,7 @@ from puna.errors import ConfigError, DeviceError, PunaError, WeightsError
 from puna.model.transformer import Llama, set_parameter, start_value
 from puna.train.balance import Balance
 from puna.train.fp8 import settle
+from puna.train.lengthen import lengthened
 from puna.train.mesh import Mesh
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
@@ -93,7 +94,7 @@ def start_values(recipe: Recipe, config: LlamaConfig) -> Iterator[tuple[str, Ten
             yield name, start_value(name, parameter.shape, config, generator) * scales.get(name, Scale()).start
         return
     source, staging = open_source(Path(recipe.model.start), torch.float32), Staging()
-    if source.config != config:
+    if lengthened(source.config, recipe.lengthen) != config:
         raise ConfigError(f"model.start: {recipe.model.start} is not a {recipe.model.preset}; name its own preset")
     for name in source.pieces:
         yield name, source.read(name, staging)

@@ -24,7 +24,7 @@ from PIL import Image
 from puna.config import VisionConfig
 from puna.errors import ConfigError, PromptError
 from puna.prompt.message import ImagePart, Message, Part, TextPart
-from puna.prompt.render import Renderer
+from puna.prompt.render import Prompt, Renderer
 from puna.prompt.tiles import cut, tile_ids
 from puna.prompt.tokenizer import Tokenizer
 
@@ -149,6 +149,10 @@ class Encoder:
             return self._chat(document["messages"])
         raise PromptError(f"document: keys {sorted(document)}; it needs content or messages")
 
+    def asked(self, message: Mapping[str, Any]) -> Prompt:
+        """Returns the prompt that has the model answer a message of a chat document."""
+        return self.renderer.render([self._message(message, [])])
+
     def tiles(self, picture: str) -> NDArray[np.uint8]:
         """Returns the tiles of a picture as bytes [I 3 S S], before normalisation."""
         assert self.vision is not None
@@ -165,8 +169,9 @@ class Encoder:
             else:
                 new = self.tokenizer.encode(part["text"])
             ids += new
-            weights += [int(part["type"] == "text")] * len(new)
-        return Encoded([*ids, self.special["<|end_of_text|>"]], [*weights, 1], pictures)
+            weights += [int(part["type"] == "text" and part.get("learnt", True))] * len(new)
+        is_end_learnt = not parts or parts[-1].get("learnt", True)
+        return Encoded([*ids, self.special["<|end_of_text|>"]], [*weights, int(is_end_learnt)], pictures)
 
     def _slots(self, picture: str) -> list[int]:
         if self.vision is None:
