@@ -108,8 +108,8 @@ def train(rows: int, row_len: int, matrices: str) -> None:
         pieces=((),) * rows,
     )
     update = OneProcess(NextToken(model, balance=0.01, z=0.0, chunk=256), optimizer, "cpu")
-    for step in range(2):
-        update([batch], 1.0, step, lambda _: [])
+    for _ in range(2):
+        update([batch], 1.0, lambda _: [])
 
 
 def main(arguments: list[str]) -> None:
