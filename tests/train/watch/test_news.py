@@ -10,6 +10,7 @@ import pytest
 from puna.errors import ConfigError
 from puna.records import ENERGY, Energy, write_energy
 from puna.train.loop import LOG
+from puna.train.samples import SAMPLES
 from puna.train.watch import news as told
 from puna.train.watch.news import Place, news
 
@@ -105,6 +106,21 @@ def test_a_long_log_is_thinned_out_and_keeps_first_and_last(tmp_path: Path, monk
     write(tmp_path, *range(1, 96))
     steps = seen(news(tmp_path, Place()))
     assert steps[0] == 1 and steps[-1] == 95 and steps == sorted(steps) and 5 <= len(steps) <= 12
+
+
+def sample(step: int, **facts: Any) -> str:
+    values = {"step": step, "asked": "The sun", "written": f" of step {step}", "picture": "", "wanted": []}
+    return json.dumps(values | facts) + "\n"
+
+
+def test_samples_of_the_newest_steps_come_first(tmp_path: Path) -> None:
+    assert news(tmp_path, Place())["samples"] == []
+    steps = range(10, 10 + 2 * told.MOST_SAMPLED)
+    content = "".join(sample(step) + sample(step, asked="And?", picture="a.png", wanted=["sun"]) for step in steps)
+    (tmp_path / SAMPLES).write_text(content, "utf-8")
+    found = news(tmp_path, Place())["samples"]
+    assert [each["step"] for each in found] == [step for step in reversed(steps[told.MOST_SAMPLED :]) for _ in range(2)]
+    assert [each["asked"] for each in found[:2]] == ["The sun", "And?"] and found[1]["wanted"] == ["sun"]
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ import pytest
 from puna import cli
 from puna.records import ENERGY, write_energy
 from puna.train.loop import LOG
+from puna.train.samples import SAMPLES
 from puna.train.watch.server import Watch
 from puna.train.watch.work import WORK, Work
 from tests.serve import chromium
-from tests.train.watch.test_news import START, line, write
+from tests.train.watch.test_news import START, line, sample, write
 
 PAGE = Path(__file__).parents[3] / "src" / "puna" / "train" / "watch"
 AUDIT = (Path(__file__).parents[2] / "serve" / "audit.js").read_text("utf-8")
@@ -162,6 +163,12 @@ def test_people_see_a_run_grow_and_finish(tmp_path: Path, scheme: str) -> None:
         assert labels[0].startswith("Loss, nats per learnt token: from 5 at step 1 to 0.125 at step 40")
         assert "the 2nd is the least even; its busiest expert read 5 times" in page.run("heat.ariaLabel")
         assert page.run("heat.getContext('2d').getImageData(5, heat.height - 5, 1, 1).data[3]") == 255
+        shown = sample(40, picture="<b>.png", wanted=["a sun"]) + sample(40, asked="Once", written="upon\na time")
+        (run / SAMPLES).write_text(sample(20) + shown, "utf-8")
+        page.wait("document.querySelectorAll('#samples-list h3').length === 2")
+        written = page.run("[...document.querySelectorAll('#samples-list :is(h3, dt, dd)')].map(e => e.textContent)")
+        assert written[:4] == ["Step 40", "The sun", " of step 40", "picture <b>.png; right would be: a sun"]
+        assert written[4:] == ["Once", "upon\na time", "Step 20", "The sun", " of step 20"]
         page.run("cursor.focus()")
         page.press("ArrowLeft")
         page.wait("document.querySelector('#cursor-step').value === '39'")

@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 from puna.errors import ConfigError
 from puna.records import ENERGY, read_energy
 from puna.train.loop import LOG
+from puna.train.samples import SAMPLES
 from puna.train.watch.work import WORK
 
 MOST_LINES = 4000
 """Of one answer. Of more, every second, fourth, ... line is told, and the last one."""
+
+MOST_SAMPLED = 8
+"""Steps whose samples are told."""
 
 PATIENCE_SECONDS = 60.0
 """A run whose last step is so long ago, besides five steps' time, is not taken for a running one."""
@@ -41,7 +45,7 @@ def news(run: Path, place: Place) -> dict[str, Any]:
 
     Keys: name; state ("waiting" before the first step, "running", "still" or "finished"); place; is_new: whether steps
     begin anew; steps: lines of the log; energy: a line for each start; held_out: bits per byte, or null;
-    work: what utilisation is out of (`work`), or null.
+    work: what utilisation is out of (`work`), or null; samples: lines of what the weights wrote, the newest first.
     """
     check(run)
     log = run / LOG
@@ -55,6 +59,7 @@ def news(run: Path, place: Place) -> dict[str, Any]:
         "steps": steps,
         "energy": [asdict(record) for record in read_energy(run / ENERGY)],
         "held_out": _held_out(run / "held_out.json"),
+        "samples": _samples(run / SAMPLES),
         "work": json.loads((run / WORK).read_text("utf-8")) if (run / WORK).is_file() else None,
     }
 
@@ -103,6 +108,15 @@ def _state(log: Path, last: dict[str, Any] | None) -> str:
         return "finished"
     quiet = time.time() - log.stat().st_mtime
     return "running" if quiet < PATIENCE_SECONDS + 5 * last["seconds"] else "still"
+
+
+def _samples(file: Path) -> list[dict[str, Any]]:
+    """Returns the samples of the last steps that have some, the newest first."""
+    if not file.is_file():
+        return []
+    lines = [_parsed(line) for line in file.read_bytes().splitlines()]
+    steps = sorted({line["step"] for line in lines}, reverse=True)[:MOST_SAMPLED]
+    return sorted((line for line in lines if line["step"] in steps), key=lambda line: -line["step"])
 
 
 def _held_out(file: Path) -> dict[str, float] | None:

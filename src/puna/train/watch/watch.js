@@ -26,6 +26,7 @@ const charts = [
 let place = { file: 0, offset: 0 };
 let steps = [];
 let work = null; // operations of a token, and the most that the processors do
+let sampled = ""; // the samples that are shown, as JSON
 let chosen = null; // null follows the last step
 
 byId("charts").append(...charts.map((chart) => chart.element));
@@ -66,6 +67,7 @@ function take(news) {
   showEnergy(news.energy);
   showGauges(news);
   showHeldOut(news.held_out);
+  showSamples(news.samples);
 }
 
 /** Adds a chart of utilisation with the first news of a known peak, and says what it is out of. */
@@ -178,6 +180,32 @@ function showEnergy(starts) {
       return el("tr", {}, ...cells.map((cell) => el("td", {}, cell)));
     }),
   );
+}
+
+/** Shows samples step by step; what is shown already stays as it is, or nobody could select it. */
+function showSamples(samples) {
+  byId("samples").hidden = !samples.length;
+  const told = JSON.stringify(samples);
+  if (told === sampled) return;
+  sampled = told;
+  const steps = [...new Set(samples.map((sample) => sample.step))];
+  byId("samples-list").replaceChildren(
+    ...steps.map((step) =>
+      el(
+        "article",
+        {},
+        el("h3", {}, `Step ${step}`),
+        el("dl", {}, ...samples.filter((sample) => sample.step === step).map(entry)),
+      ),
+    ),
+  );
+}
+
+function entry({ asked, written, picture, wanted }) {
+  const facts = [picture && `picture ${picture}`, wanted.length && `right would be: ${wanted.join(" / ")}`].filter(Boolean);
+  const lines = [el("dt", {}, asked), el("dd", {}, written || "(nothing)")];
+  if (facts.length) lines.push(el("dd", { class: "aside" }, facts.join("; ")));
+  return el("div", {}, ...lines);
 }
 
 function showHeldOut(scores) {
