@@ -81,7 +81,7 @@ def _features(model: Llama, batch: Batch, shown: Tensor | None) -> Tensor | None
         return None
     with sdpa_kernel(SDPBackend.MATH):  # as in `next_token`
         features = model.embed_tiles(normalise(batch.tiles))  # I*P D
-    return features if shown is None else features.unflatten(0, (len(batch.tiles), -1))[shown].flatten(0, 1)
+    return features if shown is None else features.view(len(batch.tiles), -1, features.shape[-1])[shown].flatten(0, 1)
 
 
 def _store(model: Llama, batch: Batch) -> KVStore:
