@@ -180,6 +180,13 @@ def _add_serve(commands: Any) -> None:
         "--max-open", type=int, default=256, metavar="N", help="answers running or waiting; more get 429 (default 256)"
     )
     parser.add_argument(
+        "--events-per-second",
+        type=float,
+        default=1000,
+        metavar="N",
+        help="of all streams together; with many, one event tells several tokens; 0: one event a token (default 1000)",
+    )
+    parser.add_argument(
         "--drain-seconds", type=int, default=60, metavar="N", help="for what runs when it is told to stop (default 60)"
     )
     parser.add_argument(
@@ -609,6 +616,9 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    from puna.serve.waiting import wait_briefly
+
+    wait_briefly()
     try:
         from puna.serve import apart, app, guarding, metrics
     except ImportError as error:
@@ -616,6 +626,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     for name in ("max_open", "drain_seconds", "request_seconds"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: give 1 or more")
+    if not 0 <= arguments.events_per_second < float("inf"):
+        raise ConfigError(f"--events-per-second is {arguments.events_per_second}: give 0 or more")
     keys = _api_keys(arguments.api_key_file)
     model = _name_in_requests(arguments)
     if arguments.host not in app.LOCAL_HOSTS and not keys:
@@ -630,6 +642,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         adapters=assistant.adapters,
         keys=keys,
         max_open=arguments.max_open,
+        events_per_second=arguments.events_per_second,
         metrics_prefix=metrics.VLLM_PREFIX if arguments.vllm_metrics else metrics.PREFIX,
         request_seconds=arguments.request_seconds,
         image_hosts=tuple(arguments.image_host),
