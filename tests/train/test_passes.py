@@ -62,13 +62,13 @@ def some_batch(config: LlamaConfig, number: int) -> Batch:
     )
 
 
-def gradients(layout: ParallelRecipe, maverick: bool, n_batches: int) -> dict[str, float]:
+def gradients(layout: ParallelRecipe, maverick: bool, n_batches: int, compiled: bool = False) -> dict[str, float]:
     """Returns for each parameter of this rank's stage how far its gradient is from that of one process, relative."""
     config = shaped(maverick)
     mesh = meshes.build(layout, "cpu")
     readers = layout.replicate * layout.shard
     batches = [[some_batch(config, 10 * i + reader) for reader in range(readers)] for i in range(n_batches)]
-    stage = spread(whole(config), mesh, LOSS, torch.float32)
+    stage = spread(whole(config), mesh, LOSS, torch.float32, compiled=compiled)
     measured = Passes(stage, torch.float32, torch.device("cpu"))([each[mesh.reader] for each in batches])
     alone = whole(config)
     loss = NextToken(alone, balance=LOSS.balance, z=LOSS.z, chunk=LOSS.chunk)
@@ -86,9 +86,9 @@ def gradients(layout: ParallelRecipe, maverick: bool, n_batches: int) -> dict[st
     return found
 
 
-def check(ranks: Ranks, layout: ParallelRecipe, maverick: bool, n_batches: int = 1) -> None:
+def check(ranks: Ranks, layout: ParallelRecipe, maverick: bool, n_batches: int = 1, compiled: bool = False) -> None:
     names: set[str] = set()
-    for found in ranks.run(gradients, layout, maverick, n_batches):
+    for found in ranks.run(gradients, layout, maverick, n_batches, compiled):
         assert max(found.values()) < TOLERANCE, {name: error for name, error in found.items() if error >= TOLERANCE}
         names |= set(found)
     assert names == {name for name, _ in whole(shaped(maverick)).named_parameters()}

@@ -63,11 +63,3 @@ def test_the_digest_changes_with_what_is_trained_but_not_with_when_it_is_saved(t
     assert from_dict(tables).digest == first
     tables["schedule"]["steps"] = 9
     assert from_dict(tables).digest != first
-
-
-def test_compiled_steps_on_several_ranks_are_refused(tables: dict[str, Any]) -> None:
-    tables["compute"]["compile"] = True
-    assert from_dict(tables).compute.compile
-    tables["parallel"] = {"shard": 2}
-    with pytest.raises(ConfigError, match=r"compute.compile: True .*false on several ranks"):
-        from_dict(tables)

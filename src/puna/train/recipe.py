@@ -165,8 +165,9 @@ class LossRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeRecipe:
-    """How the sums are done. Part of the digest: another number of threads adds in another order. `compile` is for
-    one process; `device` is "cpu" or "cuda"; `matmul` "fp8" multiplies in eight bits (`train.fp8`), empty in `dtype`.
+    """How the sums are done. Part of the digest: another number of threads adds in another order. `compile`: the
+    model is a graph, on several ranks each layer is. `device` is "cpu" or "cuda"; `matmul` "fp8" multiplies in eight
+    bits (`train.fp8`), empty in `dtype`.
     """
 
     dtype: str
@@ -293,7 +294,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         is_alone = self.parallel.world == 1
-        require(is_alone or not self.compute.compile, "compute.compile", True, "false on several ranks")
         every = self.samples.every_steps
         require(is_alone or not every, "samples.every_steps", every, "0 on several ranks: none holds the whole model")
         if self.lengthen is not None:

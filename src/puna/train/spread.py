@@ -22,12 +22,13 @@ from puna.train.recipe import LossRecipe
 from puna.train.stage import ExpertsAcross, Stage
 
 
-def spread(model: Llama, mesh: Mesh, loss: LossRecipe, dtype: torch.dtype) -> Stage:
+def spread(model: Llama, mesh: Mesh, loss: LossRecipe, dtype: torch.dtype, *, compiled: bool = False) -> Stage:
     """Returns the stage of this rank. `model` float32, whole and the same on every rank, is used up.
 
-    Sums are made in `dtype`; weights and their gradients stay float32.
+    Sums are made in `dtype`; weights and their gradients stay float32. `compiled`: each layer runs as graphs, around
+    its routed experts, whose rows are counted anew in each step.
     """
-    stage = Stage(model, mesh, loss)
+    stage = Stage(model, mesh, loss, compiled=compiled)
     if mesh.layout.tensor > 1:
         _share_matrices(model, mesh.dense["tensor"])
     dense, experts = mesh.dense["replicate", "fsdp"], mesh.experts["replicate", "fsdp"]
@@ -42,6 +43,8 @@ def spread(model: Llama, mesh: Mesh, loss: LossRecipe, dtype: torch.dtype) -> St
             own = ExpertsAcross(layer.moe.experts, mesh)
             _deal_out(own, mesh.experts["expert"])
             layer.moe.experts = fully_shard(own, mesh=experts, mp_policy=precision)  # type: ignore[assignment]
+        if compiled:
+            _compile(layer, n_layers=len(stage.layers))
         fully_shard(layer, mesh=dense, mp_policy=precision)
     if stage.model.vision is not None:
         fully_shard(stage.model.vision, mesh=dense, mp_policy=precision)
@@ -51,6 +54,13 @@ def spread(model: Llama, mesh: Mesh, loss: LossRecipe, dtype: torch.dtype) -> St
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return stage
+
+
+def _compile(layer: Block, n_layers: int) -> None:
+    """Has the forward of a layer run as graphs. What puts its weights together stays outside: hooks of the module."""
+    graphs = torch._dynamo.config
+    graphs.recompile_limit = max(graphs.recompile_limit, 4 * n_layers)  # each layer is one, and counts as another try
+    layer.forward = torch.compile(layer.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 def _share_matrices(model: Llama, tensor: DeviceMesh) -> None:

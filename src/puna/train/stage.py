@@ -57,8 +57,8 @@ class Inputs(NamedTuple):
 class Stage(nn.Module):
     """Holds some layers of a `Llama`, the first stage its embedding and vision tower too, the last one its head."""
 
-    def __init__(self, model: Llama, mesh: Mesh, loss: LossRecipe) -> None:
-        """Takes `model` apart: what other stages hold is removed from it."""
+    def __init__(self, model: Llama, mesh: Mesh, loss: LossRecipe, *, compiled: bool = False) -> None:
+        """Takes `model` apart: what other stages hold is removed from it. `compiled`: the head's loss is a graph."""
         super().__init__()
         n, stages = model.config.text.n_layers, mesh.layout.pipeline
         self.config, self.mesh, self.options = model.config, mesh, loss
@@ -77,6 +77,7 @@ class Stage(nn.Module):
         self.step_weight = 1.0
         self.batch_share = 1.0
         self.measured: list[Measured] = []
+        self.head_chunk = torch.compile(head_chunk, fullgraph=True, dynamic=False) if compiled else head_chunk
 
     def begin_step(self, step_weight: float, batch_share: float) -> None:
         """Sets what losses are divided by: the loss weights of the whole step; `batch_share` scales router losses."""
@@ -169,7 +170,7 @@ class Stage(nn.Module):
 
         def chunk(states: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> ChunkLoss:
             if tensor.size() == 1:
-                return head_chunk(states, head, targets, weights)
+                return self.head_chunk(states, head, targets, weights)
             return head_chunk_across(states, head, targets - first, weights, tensor)
 
         nats = head_loss(states[learnt], head, targets[learnt], weights[learnt], self.options.chunk, chunk)
@@ -185,6 +186,7 @@ class ExpertsAcross(nn.Module):
         super().__init__()
         self.gate_up, self.down, self.mesh, self.product = experts.gate_up, experts.down, mesh, experts.product
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, scores: Tensor, experts: Tensor) -> Tensor:
         tensor = self.mesh.tensor
         rows, scores, experts = split(x, tensor), split(scores, tensor), split(experts, tensor)

@@ -103,7 +103,8 @@ def start_values(recipe: Recipe, config: LlamaConfig) -> Iterator[tuple[str, Ten
 def start_on_ranks(recipe: Recipe, config: LlamaConfig, mesh: Mesh) -> tuple[Stage, Optimizer]:
     """Returns this rank's stage and its optimiser, with the values of `start_weights`: of the others' it never holds
     more than one parameter. Raises as `start_values` does."""
-    stage = spread(settle(_described(config), recipe.compute), mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
+    model, dtype = settle(_described(config), recipe.compute), getattr(torch, recipe.compute.dtype)
+    stage = spread(model, mesh, recipe.loss, dtype, compiled=recipe.compute.compile)
     stage.to_empty(device=recipe.compute.device)
     own = dict(stage.model.named_parameters())
     for name, value in start_values(recipe, config):
