@@ -260,15 +260,18 @@ def _add_params(commands: Any) -> None:
     )
 
 
+_RUN_HELP = (
+    "folder of the run (default runs/RECIPE); under torchrun only as --folder, for it has a --run-path of its own"
+)
+
+
 def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", _train, "train a model as a recipe says, or go on where it stopped")
     parser.add_argument(
         "recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/cria.toml; or the word watch, before RUN"
     )
     parser.add_argument("watched", metavar="RUN", nargs="?", type=Path, help="folder of a run to show in a browser")
-    parser.add_argument(
-        "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
-    )
+    parser.add_argument("--run", "--folder", type=Path, metavar="DIR", dest="folder", help=_RUN_HELP)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take of each rank, and train nothing")
     parser.add_argument(
@@ -283,9 +286,7 @@ def _add_train(commands: Any) -> None:
 def _add_tune(commands: Any) -> None:
     parser = _command(commands, "tune", _tune, "tune a model as a recipe says, or go on where it stopped")
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a recipe, such as recipes/cria-instruct-sft.toml")
-    parser.add_argument(
-        "--run", type=Path, metavar="DIR", dest="folder", help="folder of the run (default runs/RECIPE)"
-    )
+    parser.add_argument("--run", "--folder", type=Path, metavar="DIR", dest="folder", help=_RUN_HELP)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
 
 

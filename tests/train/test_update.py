@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from puna.train import shards
-from puna.train.loop import LOG, Team, model_config, train
+from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
 from puna.train.state import checkpoints, resume
+from puna.train.team import Team
 from puna.weights.checkpoint import save_hf
 from tests.reference.doubled import Doubled
 from tests.reference.ranks import Ranks

@@ -6,13 +6,14 @@ ends with the same bits: a step depends on nothing but the state before it. Prog
 that the caller gives. On several ranks every one runs this loop, and the first one speaks and writes for all.
 """
 
+import errno
 import json
 import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -21,12 +22,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO
 
 import torch
-from torch import distributed
-from torch.distributed import ProcessGroup
 
 from puna import __version__
 from puna.config import LlamaConfig
-from puna.meter import Emitted, Stopwatch, Used, emitted
+from puna.errors import PunaError, WeightsError
+from puna.meter import Emitted, Stopwatch, emitted
 from puna.model.transformer import Llama
 from puna.prompt.tokenizer import Tokenizer
 from puna.records import ENERGY, Energy, read_energy, write_energy
@@ -35,7 +35,6 @@ from puna.train.architecture import architecture
 from puna.train.instructions import arithmetic
 from puna.train.lengthen import lengthened
 from puna.train.memory import keep_memory
-from puna.train.mesh import Mesh
 from puna.train.next_token import NextToken
 from puna.train.objective import Feed
 from puna.train.optim import learning_rate
@@ -43,14 +42,16 @@ from puna.train.pack import Batch, DataState, PackedFeed, Packer
 from puna.train.recipe import Recipe, RunRecipe
 from puna.train.samples import Samples
 from puna.train.sinks import opened, scalars
-from puna.train.state import Saving, TrainingState, begin, first_state, resume, save, start_on_ranks, trained
+from puna.train.state import Saving, TrainingState, resume, save, trained
 from puna.train.store import Progress, Store, tokenise
-from puna.train.update import PATIENCE, ManyRanks, OneProcess, Seen, Update, join
+from puna.train.team import Team
+from puna.train.update import Seen, Update
 from puna.train.watch.work import write_work
 from puna.weights.checkpoint import save_hf
 
 LOG = "log.jsonl"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Outcome(NamedTuple):
@@ -63,7 +64,8 @@ class Outcome(NamedTuple):
 class StepReport(NamedTuple):
     """What one step measured, of `steps`. loss in nats per learnt token; balance 1 is even; loads are over the mean of
     their layer: min_load, max_load of all layers, loads those of the least and the most read expert of each MoE layer.
-    metrics: what the objective measures besides.
+    metrics: what the objective measures besides. skipped: why no update was made, else empty; documents: those in
+    question, then.
     """
 
     step: int
@@ -82,6 +84,8 @@ class StepReport(NamedTuple):
     loads: list[tuple[float, float]]
     epoch: int
     metrics: Mapping[str, float] = MappingProxyType({})
+    skipped: str = ""
+    documents: tuple[str, ...] = ()
 
 
 def model_config(recipe: Recipe) -> LlamaConfig:
@@ -117,20 +121,23 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     config = model_config(recipe)
     team = Team.of(recipe, config)
     say = progress if team.is_first else lambda line: None
-    with team.first_alone():  # makes what the others then find
-        run.mkdir(parents=True, exist_ok=True)
-        store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)
-    if team.is_first:
-        write_work(run, recipe, config)
-    state, update = team.begin(recipe, config)
-    feed = PackedFeed(make_packer(store, config, recipe), store.digest)
-    is_done = Steps(recipe, state, update, feed, run, team, say, watch=_samples(recipe, state, run, say)).run()
+    with team.ends_together(run, lambda: "before the first step"):
+        with team.first_alone():  # makes what the others then find
+            run.mkdir(parents=True, exist_ok=True)
+            store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)
+        if team.is_first:
+            write_work(run, recipe, config)
+        state, update = team.begin(recipe, config)
+        feed = PackedFeed(make_packer(store, config, recipe), store.digest)
+        steps = Steps(recipe, state, update, feed, run, team, say, watch=_samples(recipe, state, run, say))
+    is_done = steps.run()
     if team.is_first:
         account(run, recipe, sources_of(store, recipe.data.passes))
     if is_done and team.is_first:
         model = state.model if team.mesh is None else trained(run, config, getattr(torch, recipe.compute.dtype))
         assert isinstance(model, Llama)
-        finish(recipe, model, run, progress)
+        with room(run):
+            finish(recipe, model, run, progress)
     return Outcome(state.step, finished=is_done)
 
 
@@ -148,72 +155,6 @@ def settle(recipe: RunRecipe) -> None:
     torch.set_num_threads(recipe.compute.threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it
-
-
-class Team(NamedTuple):
-    """The processes of a run. mesh: None for one alone. group: for words beside the numbers of training. saving: for
-    checkpoints, which are written beside the steps: in one group words of both would wait for each other."""
-
-    mesh: Mesh | None
-    group: ProcessGroup | None
-    is_first: bool
-    saving: ProcessGroup | None = None
-
-    @classmethod
-    def of(cls, recipe: RunRecipe, config: LlamaConfig) -> "Team":
-        """Joins the others, if the recipe wants any. Raises as `join` does."""
-        if recipe.parallel.world == 1:
-            return cls(None, None, is_first=True)
-        mesh = join(recipe, config, recipe.compute.device)
-        words, saving = (distributed.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
-        return cls(mesh, words, distributed.get_rank() == 0, saving)
-
-    def begin(self, recipe: Recipe, config: LlamaConfig) -> tuple[TrainingState, Update]:
-        """Returns the state before the first step, and what changes it."""
-        if self.mesh is None:
-            state = begin(recipe, config)
-            assert isinstance(state.model, Llama)
-            options = recipe.loss
-            loss = NextToken(
-                state.model, balance=options.balance, z=options.z, chunk=options.chunk, compiled=recipe.compute.compile
-            )
-            return state, OneProcess(loss, state.optimizer, recipe.compute.device)
-        device = torch.device(recipe.compute.device)
-        stage, optimizer = start_on_ranks(recipe, config, self.mesh)
-        return first_state(recipe, stage, optimizer), ManyRanks(stage, optimizer, recipe, device)
-
-    @property
-    def is_first_of_host(self) -> bool:
-        return self.mesh is None or distributed.get_node_local_rank(fallback_rank=distributed.get_rank()) == 0
-
-    def together(self, own: Used) -> Used:
-        """Returns what all have used, of which each host's first has read the meters."""
-        if self.group is None:
-            return own
-        found: list[Used | None] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(found, own, group=self.group)
-        joules: dict[str, float] = {}
-        for used in found:
-            for method, amount in ((used and used.joules) or {}).items():
-                joules[method] = joules.get(method, 0.0) + amount
-        return Used(joules or None, own.seconds)
-
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """Lets the first process through, and when it is done the others."""
-        if not self.is_first:
-            distributed.barrier(self.group)
-        yield
-        if self.is_first and self.group is not None:
-            distributed.barrier(self.group)
-
-    def agree(self, *wishes: bool) -> list[bool]:
-        """Returns what anybody wishes."""
-        if self.group is None:
-            return list(wishes)
-        votes = torch.tensor(wishes, dtype=torch.uint8)
-        distributed.all_reduce(votes, distributed.ReduceOp.MAX, self.group)
-        return [bool(vote) for vote in votes]
 
 
 def finish(recipe: Recipe, model: Llama, run: Path, progress: Progress) -> None:
@@ -310,6 +251,8 @@ class Steps:
         reader = 0 if self.team.mesh is None else self.team.mesh.reader
         log = self.run_folder / LOG
         with (
+            self.team.ends_together(self.run_folder, lambda: f"step {self.state.step + 1}"),
+            room(self.run_folder),
             Stopwatch(self.recipe.energy, None if self.team.is_first_of_host else []) as self.watch,
             _pause_requests() as pause,
             self.feed.opened(self.state.data, reader, readers) as batches,
@@ -327,8 +270,10 @@ class Steps:
                 self.say(_line(report, self.recipe.schedule.steps))
                 if self.watcher is not None:
                     self.watcher(report.step)
-                is_due, is_asked = self.team.agree(self._is_due(), pause.is_set())
-                if is_due:
+                is_due, is_asked, has_failed = self.team.agree(
+                    self._is_due(), pause.is_set(), self.saving is not None and self.saving.has_failed
+                )
+                if is_due or has_failed:
                     self._save()
             if self.state.step != self.saved_step:
                 self._save()
@@ -342,14 +287,31 @@ class Steps:
         state, began = self.state, time.monotonic()
         lr_share = learning_rate(self.recipe.schedule, state.step)
         state.balance.apply(state.step)
-        seen = self.update([batch for batch, _ in parts], lr_share, state.step, self.feed.names)
-        state.balance.learn(seen.load)
+        limits = state.recent.limits(self.recipe.spikes)
+        seen = self.update([batch for batch, _ in parts], lr_share, self.feed.names, limits)
+        if seen.refused:
+            self._leave_out(seen)
+        else:
+            state.balance.learn(seen.load)
+            state.recent.note(seen.loss, seen.grad_norm, self.recipe.spikes.window)
         seconds = time.monotonic() - began
         state.step += 1
         state.data = parts[-1][1]
         state.seconds += seconds
         state.tokens += seen.tokens
         return _report(self.recipe, state, seen, lr_share, seconds)
+
+    def _leave_out(self, seen: Seen) -> None:
+        """Has the run go on without this step, or raises PunaError naming the documents, as the recipe wants it."""
+        wish = self.recipe.spikes
+        self.state.recent.left_out += 1
+        where = f"step {self.state.step + 1}: {seen.refused}, documents {_shown(seen.suspects)}"
+        if wish.action == "stop":
+            raise PunaError(f"{where}; lower optimizer.lr, correct these documents, or set spikes.action to skip")
+        if self.state.recent.left_out == wish.in_a_row:
+            raise PunaError(
+                f"{where}; so were {wish.in_a_row} steps in a row: lower optimizer.lr or raise spikes.sigma"
+            )
 
     def _is_due(self) -> bool:
         when = self.recipe.checkpoint
@@ -402,12 +364,12 @@ def _report(recipe: RunRecipe, state: TrainingState, seen: Seen, lr_share: float
     return StepReport(
         step=state.step,
         steps=recipe.schedule.steps,
-        loss=seen.nats / max(seen.weight, 1.0),
+        loss=seen.loss,
         balance=seen.balance,
         lr=recipe.optimizer.lr * lr_share,
         grad_norm=seen.grad_norm,
         tokens=seen.tokens,
-        learnt=int(seen.weight),
+        learnt=0 if seen.refused else int(seen.weight),
         tiles=seen.tiles,
         seconds=round(seconds, 3),
         tokens_per_second=round(seen.tokens / seconds, 1),
@@ -416,16 +378,23 @@ def _report(recipe: RunRecipe, state: TrainingState, seen: Seen, lr_share: float
         loads=[(round(least, 3), round(most, 3)) for least, most in loads.tolist()],
         epoch=state.data.epoch,
         metrics={name: round(value, 6) for name, value in seen.metrics.items()},
+        skipped=seen.refused,
+        documents=seen.suspects,
     )
 
 
 def _facts(report: StepReport) -> dict[str, Any]:
-    """Returns a line of the log; metrics stand beside the rest."""
+    """Returns a line of the log; metrics stand beside the rest. JSON has no numbers that are not finite."""
     facts = report._asdict()
-    return facts | dict(facts.pop("metrics"))
+    facts |= dict(facts.pop("metrics"))
+    if not report.skipped:
+        del facts["skipped"], facts["documents"]
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}
 
 
 def _line(report: StepReport, steps: int) -> str:
+    if report.skipped:
+        return f"step {report.step}/{steps}  left out: {report.skipped}, documents {_shown(report.documents)}"
     left = (steps - report.step) * report.seconds
     more = "".join(f"{name} {value:.3f}  " for name, value in report.metrics.items())
     return (
@@ -433,6 +402,10 @@ def _line(report: StepReport, steps: int) -> str:
         f"grad {report.grad_norm:.2f}  lr {report.lr:.1e}  load {report.min_load:.1f}-{report.max_load:.1f}  "
         f"{report.tokens_per_second:.0f} tok/s  {left / 60:.0f} min left"
     )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _log(file: Path, step: int) -> TextIO:
@@ -453,6 +426,20 @@ def _truncate_log(log: Path, step: int) -> None:
     partial = log.with_name(LOG + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(log)
+
+
+@contextmanager
+def room(run: Path) -> Iterator[None]:
+    """Says what to do when there is no room left for the files of a run: raises WeightsError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise WeightsError(
+            f"{error.filename or run}: cannot be written ({error.strerror}); make room and start as before: the run "
+            "goes on from its last checkpoint"
+        ) from error
 
 
 def _without_passes(recipe: Recipe) -> Recipe:

@@ -14,17 +14,21 @@ within a stage neighbours talk most:
 Not here: what is sharded how (`spread`), what is computed (`stage`).
 """
 
+import re
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import distributed
-from torch.distributed import ProcessGroup
+from torch.distributed import DistError, ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError
 from puna.train.recipe import BatchRecipe, ParallelRecipe
+
+_LOST = re.compile(r"gloo|nccl|connection|broken pipe|timed out", re.IGNORECASE)
+"""Words of errors about connections that broke and waits that ended, which gloo raises without a class of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,11 @@ def check(layout: ParallelRecipe, config: LlamaConfig, batch: BatchRecipe) -> No
             f"equal numbers of them, and each of {layout.pipeline} stages needs one at a time; use a multiple of "
             f"{layout.readers} from {least} on"
         )
+
+
+def is_loss(error: BaseException) -> bool:
+    """Says whether an error is what torch.distributed raises when other ranks are gone or silent."""
+    return isinstance(error, DistError) or (type(error) is RuntimeError and bool(_LOST.search(str(error))))
 
 
 def _divides(field: str, parts: int, size: int, what: str) -> None:

@@ -10,6 +10,7 @@ scale of its updates, "Muon is Scalable for LLM Training" (arXiv 2502.16982, eq.
 rate and weight decay; AdamW, arXiv 1711.05101; warm-up, stable, decay: MiniCPM (arXiv 2404.06395, section 4).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -119,15 +120,16 @@ class Optimizer:
         self.groups = _groups({n: p for n, p in self.parameters.items() if n not in matrices}, recipe, scales)
 
     @torch.no_grad()
-    def step(self, lr_share: float) -> Tensor:
+    def step(self, lr_share: float, most: float = math.inf) -> Tensor:
         """Applies one update at `lr_share` of the peak learning rate; returns the norm of all gradients, unclipped.
 
         Gradients are clipped to `clip_norm` together. A parameter without a gradient counts as having a zero one. When
-        the norm is not finite nothing is changed.
+        the norm is not finite or above `most` the gradients are forgotten, and nothing else is changed.
         """
         gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.parameters.items()}
         length = norm(gradients, self.stages)
-        if not torch.isfinite(length):
+        if not torch.isfinite(length) or length > most:
+            self._forget()
             return length
         scale = float((self.recipe.clip_norm / (length + 1e-6)).clamp(max=1.0))
         self.step_count += 1
@@ -137,9 +139,12 @@ class Optimizer:
             self._muon(stack, own, scale, lr)
         for group in self.groups:
             self._adamw(group, own, scale, lr)
+        self._forget()
+        return length
+
+    def _forget(self) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
-        return length
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors of the state by name and kind, spread as their parameters are: the live ones."""

@@ -231,6 +231,28 @@ class CheckpointRecipe:
     every_seconds: float = 300.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpikesRecipe:
+    """What becomes of a step whose loss or gradient is not finite, or far above the last ones' (`train.spikes`).
+
+    `action`: "stop" ends the run and names the documents; "skip" reads on, and ends the run when `in_a_row` steps were
+    left out. `sigma`: by how many standard deviations of the last `window` steps a loss or a gradient norm must exceed
+    their mean to be far above; zero: only what is not finite counts. Not part of the digest: a run that stopped may go
+    on with another choice.
+    """
+
+    action: str = "stop"
+    sigma: float = 0.0
+    window: int = 128
+    in_a_row: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.action in ("stop", "skip"), "spikes.action", self.action, '"stop" or "skip"')
+        require(self.sigma >= 0, "spikes.sigma", self.sigma, "zero (only what is not finite) or positive")
+        require(self.window >= 4, "spikes.window", self.window, "4 or more")
+        require(self.in_a_row > 0, "spikes.in_a_row", self.in_a_row, "positive")
+
+
 SINKS = ("tensorboard", "wandb")
 
 
@@ -286,6 +308,7 @@ class Recipe:
     compute: ComputeRecipe
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = CheckpointRecipe()
+    spikes: SpikesRecipe = field(default_factory=SpikesRecipe)
     transfer: TransferRecipe | None = None
     lengthen: LengthenRecipe | None = None
     energy: Site = field(default_factory=Site)
@@ -294,14 +317,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         is_alone = self.parallel.world == 1
+        whole = self.compute.matmul != "fp8" or self.parallel.tensor == 1
+        require(whole, "parallel.tensor", self.parallel.tensor, '1 with compute.matmul = "fp8": rows are rounded whole')
         every = self.samples.every_steps
         require(is_alone or not every, "samples.every_steps", every, "0 on several ranks: none holds the whole model")
         if self.lengthen is not None:
             longest = self.lengthen.context_len
             fits = self.batch.row_len <= longest
             require(fits, "batch.row_len", self.batch.row_len, f"at most lengthen.context_len, {longest}")
-        whole = self.compute.matmul != "fp8" or self.parallel.tensor == 1
-        require(whole, "parallel.tensor", self.parallel.tensor, '1 with compute.matmul = "fp8": rows are rounded whole')
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -335,6 +358,8 @@ class RunRecipe(Protocol):
     @property
     def checkpoint(self) -> CheckpointRecipe: ...
     @property
+    def spikes(self) -> SpikesRecipe: ...
+    @property
     def energy(self) -> Site: ...
     @property
     def log(self) -> LogRecipe: ...
@@ -345,16 +370,17 @@ class RunRecipe(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-_APART = ("checkpoint", "parallel", "energy", "log", "samples")
-"""Tables that may change while a run is paused."""
-
 _LATER: Mapping[str, Any] = {"transfer": None, "lengthen": None, "compute.matmul": ""}
 """Tables and keys that came after the first runs, and what they are where they are not used."""
 
 
+_APART = ("checkpoint", "spikes", "parallel", "energy", "log", "samples")
+"""Tables that may change while a run is paused."""
+
+
 def digest_of(tables: Mapping[str, Any]) -> str:
-    """Returns a recipe's digest: of its tables but those that say when, where, on how many ranks, and who is told. What
-    came later is not in it until it is used, so that earlier runs go on."""
+    """Returns a recipe's digest, without the tables that may change. What came later is not in it until it is used, so
+    that earlier runs go on."""
     kept = {name: table for name, table in tables.items() if name not in _APART}
     return hashlib.sha256(json.dumps(_used(kept), sort_keys=True).encode()).hexdigest()
 

@@ -14,11 +14,11 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -28,16 +28,17 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from puna.config import LlamaConfig
-from puna.errors import ConfigError, DeviceError, PunaError, WeightsError
+from puna.errors import ConfigError, WeightsError
 from puna.model.transformer import Llama, set_parameter, start_value
 from puna.train.balance import Balance
 from puna.train.fp8 import settle
 from puna.train.lengthen import lengthened
-from puna.train.mesh import Mesh
+from puna.train.mesh import Mesh, is_loss
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState
 from puna.train.recipe import Recipe, RunRecipe
 from puna.train.shards import local, part_of
+from puna.train.spikes import Recent
 from puna.train.spread import spread
 from puna.train.stage import Stage
 from puna.train.transfer import Scale, scales_of
@@ -49,6 +50,7 @@ CHECKPOINT = "checkpoint"
 
 STATE = "state.json"
 _OLD = "checkpoint.pt"  # of version 0.1
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +70,8 @@ class TrainingState:
     """How the last process added numbers, as `instructions.arithmetic` says it."""
     others: dict[str, Tensor] = field(default_factory=dict)
     """What an objective remembers from step to step."""
+    recent: Recent = field(default_factory=Recent)
+    """What the last steps were like."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors of the state, the live ones, by names that are their own in the whole model."""
@@ -154,10 +158,12 @@ class Saving:
             "tokens": state.tokens,
             "arithmetic": state.arithmetic,
             "updates": state.optimizer.step_count,
+            "recent": asdict(state.recent),
         }
         self._home = run / f"{CHECKPOINT}-{state.step:08d}"
         self._group = group
-        self._error: PunaError | None = None
+        self._rank = 0 if group is None else distributed.get_rank()
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._write, name="puna checkpoint")
         self._thread.start()
 
@@ -167,53 +173,56 @@ class Saving:
         self._tensors.clear()
 
     def wait(self) -> Self:
-        """Returns when the checkpoint is on disk. Raises WeightsError when it could not be written, DeviceError
-        when another rank was lost."""
+        """Returns when the checkpoint is on disk. Raises WeightsError when it could not be written, and what
+        torch.distributed raises when another rank was lost."""
         self.join()
         if self._error is not None:
             raise self._error
         return self
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is known that the checkpoint cannot be written."""
+        return self._error is not None
+
     def _write(self) -> None:
+        partial = self._home.with_name(f"{self._home.name}.partial")
         try:
-            self._write_files()
+            self._write_files(partial)
         except (OSError, CheckpointException) as error:
+            if self._rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
             reason = str(error).strip().splitlines()[-1]
             self._error = WeightsError(
                 f"checkpoint {self._home}: cannot be written ({reason}); the one before is kept: make room and go on"
             )
-        except RuntimeError as error:  # what torch.distributed raises for a lost connection
-            reason = next(iter(str(error).splitlines()), "")
-            self._error = DeviceError(
-                f"checkpoint {self._home}: lost another rank while writing ({reason}); the one before is kept: go on"
-            )
+        except Exception as error:  # another rank was lost, or puna is wrong: `wait` raises it
+            self._error = error
 
-    def _write_files(self) -> None:
-        partial = self._home.with_name(f"{self._home.name}.partial")
-        rank, alone = (0, True) if self._group is None else (distributed.get_rank(), False)
-        if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        _meet(self._group)
+    def _write_files(self, partial: Path) -> None:
+        """In four steps. One that fails on any rank fails on all: none waits for another that has given up."""
+        group, rank = self._group, self._rank
+        _alike(group, lambda: _emptied(partial) if rank == 0 else None)
         with _quiet():
-            write_tensors(self._tensors, checkpoint_id=partial, process_group=self._group, no_dist=alone)
-        own = [file for file in partial.iterdir() if file.name.startswith(f"__{rank}_")]
-        hashes = {file.name: _hash(file) for file in own + ([partial / ".metadata"] if rank == 0 else [])}
-        for others in _all_of(hashes, self._group):
-            hashes |= others
-        if rank == 0:
-            with (partial / STATE).open("w", encoding="utf-8") as file:
-                json.dump(self._facts | {"files": hashes}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync_folder(partial)
-            shutil.rmtree(self._home, ignore_errors=True)
-            os.replace(partial, self._home)
-            _sync_folder(self._home.parent)
-            for _, other in checkpoints(self._home.parent):
-                if other != self._home:
-                    shutil.rmtree(other, ignore_errors=True)
-        _meet(self._group)
+            write_tensors(self._tensors, checkpoint_id=partial, process_group=group, no_dist=group is None)
+        hashes: dict[str, str] = {}
+        for each in _alike(group, lambda: _hashes(partial, rank)):
+            hashes |= each
+        _alike(group, lambda: self._complete(partial, hashes) if rank == 0 else None)
+
+    def _complete(self, partial: Path, hashes: Mapping[str, str]) -> None:
+        """Gives a checkpoint its name when all of it is on disk, and removes the one before."""
+        with (partial / STATE).open("w", encoding="utf-8") as file:
+            json.dump(self._facts | {"files": hashes}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(partial)
+        shutil.rmtree(self._home, ignore_errors=True)
+        os.replace(partial, self._home)
+        _sync_folder(self._home.parent)
+        for _, other in checkpoints(self._home.parent):
+            if other != self._home:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def save(
@@ -263,6 +272,7 @@ def resume(
     state.seconds = facts["seconds"]
     state.tokens = facts["tokens"]
     state.arithmetic = facts["arithmetic"]
+    state.recent = Recent(**facts.get("recent", {}))
     return True
 
 
@@ -283,6 +293,8 @@ def _read(tensors: Mapping[str, Tensor], home: Path, group: ProcessGroup | None)
         with _quiet():
             read_tensors(dict(tensors), checkpoint_id=home, process_group=group, no_dist=group is None)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        if is_loss(error):
+            raise
         reason = str(error).strip().splitlines()[-1]
         raise WeightsError(f"checkpoint {home}: is of another model ({reason}); start a new run") from error
 
@@ -314,9 +326,27 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _meet(group: ProcessGroup | None) -> None:
-    if group is not None:
-        distributed.barrier(group)
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _hashes(folder: Path, rank: int) -> dict[str, str]:
+    """Returns the hashes of the files that this rank has written."""
+    own = [file for file in folder.iterdir() if file.name.startswith(f"__{rank}_")]
+    return {file.name: _hash(file) for file in own + ([folder / ".metadata"] if rank == 0 else [])}
+
+
+def _alike(group: ProcessGroup | None, work: Callable[[], _Made]) -> list[_Made]:
+    """Returns what the `work` of every rank makes. Where that of one fails all raise OSError, saying whose."""
+    try:
+        own: tuple[_Made | None, str] = work(), ""
+    except OSError as error:
+        own = None, str(error)
+    found = list(_all_of(own, group))
+    if failed := [f"rank {rank}: {reason}" for rank, (_, reason) in enumerate(found) if reason]:
+        raise OSError(failed[0] if group is not None else own[1])
+    return [made for made, _ in found]
 
 
 def _all_of(own: Any, group: ProcessGroup | None) -> Iterator[Any]:

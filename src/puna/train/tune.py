@@ -22,13 +22,14 @@ from puna.train import difficulty
 from puna.train.account import account, sources_of
 from puna.train.balance import Balance
 from puna.train.drift import Drift, Routing
-from puna.train.loop import Outcome, Steps, Team, settle
+from puna.train.loop import Outcome, Steps, settle
 from puna.train.objective import Exercise, Feed
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState, PackedFeed
 from puna.train.rewards import Judge
 from puna.train.state import TrainingState, first_state, trained
 from puna.train.store import Progress
+from puna.train.team import Team
 from puna.train.tune_recipe import TuneRecipe
 from puna.train.update import ManyRanks, OneProcess, Replicas, Update, on_ranks
 from puna.train.watch.work import write_work

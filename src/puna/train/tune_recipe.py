@@ -19,6 +19,7 @@ from puna.train.recipe import (
     OptimizerRecipe,
     ParallelRecipe,
     ScheduleRecipe,
+    SpikesRecipe,
     build,
     digest_of,
     read_tables,
@@ -235,6 +236,7 @@ class TuneRecipe:
     drift: DriftRecipe = field(default_factory=DriftRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    spikes: SpikesRecipe = field(default_factory=SpikesRecipe)
     energy: Site = field(default_factory=Site)
     log: LogRecipe = field(default_factory=LogRecipe)
 

@@ -5,6 +5,7 @@ Not here: when a run ends, what is logged (`loop`).
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
@@ -12,9 +13,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from puna.config import LlamaConfig
-from puna.errors import DeviceError, PunaError
+from puna.errors import DeviceError
 from puna.model.transformer import Llama
 from puna.train import mesh as meshes
 from puna.train.mesh import Mesh
@@ -24,19 +27,22 @@ from puna.train.optim import Optimizer
 from puna.train.pack import Batch
 from puna.train.passes import Passes
 from puna.train.recipe import RunRecipe
+from puna.train.spikes import Limits
 from puna.train.spread import spread
 from puna.train.stage import Measured, Stage
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others: as long as the slowest needs for a step, its first with compilation."""
 
+NO_LIMITS = Limits()
 Names = Callable[[Batch], list[str]]
 
 
 class Seen(NamedTuple):
     """What the batches of a step showed together. nats: the sum of weight times cross entropy; weight: that of the
     weights. balance: mean of the batches, 1 is even. load float32 [L E]: share of the tokens that each expert got.
-    metrics: what an objective measured besides, as means by weight.
+    metrics: what an objective measured besides, as means by weight. refused: why no update was made, else empty;
+    suspects: the documents in question, then.
     """
 
     nats: float
@@ -47,13 +53,20 @@ class Seen(NamedTuple):
     tiles: int
     grad_norm: float
     metrics: Mapping[str, float] = MappingProxyType({})
+    refused: str = ""
+    suspects: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        """Nats per learnt token."""
+        return self.nats / max(self.weight, 1.0)
 
 
 class Update(Protocol):
-    """Makes one update at `lr_share` of the peak learning rate. Raises PunaError naming the documents when a loss or a
-    gradient is not finite; the weights are then as they were."""
+    """Makes one update at `lr_share` of the peak learning rate. None is made, and the weights are as they were, where
+    loss or gradient are not finite or above `limits`: on all ranks alike."""
 
-    def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen: ...
+    def __call__(self, batches: Sequence[Batch], lr_share: float, names: Names, limits: Limits = NO_LIMITS) -> Seen: ...
 
 
 class OneProcess:
@@ -62,7 +75,7 @@ class OneProcess:
     def __init__(self, loss: Objective, optimizer: Optimizer, device: torch.device | str) -> None:
         self.loss, self.optimizer, self.device = loss, optimizer, device
 
-    def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen:
+    def __call__(self, batches: Sequence[Batch], lr_share: float, names: Names, limits: Limits = NO_LIMITS) -> Seen:
         own = torch.stack([self.loss.total(batch) for batch in batches]).sum()
         total = self.summed(own).clamp(min=1.0).to(self.device)
         share = float(self.summed(torch.tensor(float(len(batches)))))
@@ -72,17 +85,16 @@ class OneProcess:
             part = self.loss(batch.to(self.device), total, share=1 / share)
             part.total.backward()  # type: ignore[no-untyped-call]
             losses.append(part)
-            if not math.isfinite(float(part.nll)):
+            if not limits.allow_loss(float(part.nll)):
                 wrong += names(batch)
-        if wrong := self.of_all(wrong):
-            raise _not_finite("loss", step, wrong)
         self.sum_gradients()
-        norm = float(self.optimizer.step(lr_share))
-        if not math.isfinite(norm):
-            raise _not_finite("gradient", step, self.of_all([name for batch in batches for name in names(batch)]))
-        return self.seen(batches, losses, total, norm)
+        seen = _updated(self.seen(batches, losses, total), self.optimizer, lr_share, limits)
+        if not seen.refused:
+            return seen
+        suspects = self.of_all(wrong) or self.of_all([name for batch in batches for name in names(batch)])
+        return seen._replace(suspects=tuple(suspects))
 
-    def seen(self, batches: Sequence[Batch], losses: Sequence[Loss], total: Tensor, norm: float) -> Seen:
+    def seen(self, batches: Sequence[Batch], losses: Sequence[Loss], total: Tensor) -> Seen:
         """Returns what the batches showed together."""
         return Seen(
             nats=sum(float(part.nll) * float(part.weight) for part in losses),
@@ -91,7 +103,7 @@ class OneProcess:
             load=torch.stack([part.load for part in losses]).mean(0).cpu(),  # L E
             tokens=sum(batch.n_tokens for batch in batches),
             tiles=sum(batch.n_tiles for batch in batches),
-            grad_norm=norm,
+            grad_norm=math.nan,
             metrics={
                 name: sum(float(part.metrics[name]) for part in losses) / float(total) for name in losses[0].metrics
             },
@@ -129,9 +141,9 @@ class Replicas(OneProcess):
                 parameter.grad = torch.zeros_like(parameter)
             distributed.all_reduce(parameter.grad)
 
-    def seen(self, batches: Sequence[Batch], losses: Sequence[Loss], total: Tensor, norm: float) -> Seen:
+    def seen(self, batches: Sequence[Batch], losses: Sequence[Loss], total: Tensor) -> Seen:
         """Returns what the batches of all ranks showed together."""
-        own = super().seen(batches, losses, total, norm)
+        own = super().seen(batches, losses, total)
         world = distributed.get_world_size()
         values = [own.nats, own.weight, own.balance / world, own.tokens, own.tiles, *own.metrics.values()]
         sums = self.summed(
@@ -145,7 +157,7 @@ class Replicas(OneProcess):
             load=torch.tensor(sums[n:]).view(own.load.shape),
             tokens=round(sums[3]),
             tiles=round(sums[4]),
-            grad_norm=norm,
+            grad_norm=math.nan,
             metrics=dict(zip(own.metrics, sums[5:n], strict=True)),
         )
 
@@ -157,15 +169,11 @@ class ManyRanks:
         self.stage, self.optimizer = stage, optimizer
         self.passes = Passes(stage, getattr(torch, recipe.compute.dtype), device)
 
-    def __call__(self, batches: Sequence[Batch], lr_share: float, step: int, names: Names) -> Seen:
-        seen = self._together(batches, self.passes(batches))
-        own = [name for batch in batches for name in names(batch)]
-        if not math.isfinite(seen.nats):
-            raise _not_finite("loss", step, _of_all(own))
-        norm = float(self.optimizer.step(lr_share))
-        if not math.isfinite(norm):
-            raise _not_finite("gradient", step, _of_all(own))
-        return seen._replace(grad_norm=norm)
+    def __call__(self, batches: Sequence[Batch], lr_share: float, names: Names, limits: Limits = NO_LIMITS) -> Seen:
+        seen = _updated(self._together(batches, self.passes(batches)), self.optimizer, lr_share, limits)
+        if not seen.refused:
+            return seen
+        return seen._replace(suspects=tuple(_of_all([name for batch in batches for name in names(batch)])))
 
     def _together(self, batches: Sequence[Batch], measured: Sequence[Measured]) -> Seen:
         """Adds up what all ranks have seen, in one go. Ranks that share rows or matrices count the same things."""
@@ -198,7 +206,7 @@ def join(recipe: RunRecipe, config: LlamaConfig, device_type: str) -> Mesh:
     meshes.check(recipe.parallel, config, recipe.batch)
     if not distributed.is_initialized():
         try:
-            distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+            _meet("nccl" if device_type == "cuda" else "gloo")
         except ValueError as error:
             n = recipe.parallel.world
             raise DeviceError(
@@ -208,20 +216,27 @@ def join(recipe: RunRecipe, config: LlamaConfig, device_type: str) -> Mesh:
     return meshes.build(recipe.parallel, device_type)
 
 
+def _meet(backend: str) -> None:
+    """Joins the processes that torchrun started. It keeps one store over its restarts, with the addresses of dead ranks
+    in it (torch 2.13), so that each restart needs names of its own. Raises ValueError where none were started."""
+    store, rank, world = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    own = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=PATIENCE)
+
+
 def on_ranks(model: Llama, mesh: Mesh, recipe: RunRecipe) -> tuple[Stage, Optimizer]:
     """Returns this rank's stage of the float32 `model`, which is used up, and its optimiser."""
     stage = spread(model, mesh, recipe.loss, getattr(torch, recipe.compute.dtype))
     return stage, Optimizer(stage.model.named_parameters(), recipe.optimizer, stages=recipe.parallel.pipeline)
 
 
+def _updated(seen: Seen, optimizer: Optimizer, lr_share: float, limits: Limits) -> Seen:
+    """Makes the update, unless what all ranks have seen, or the norm of their gradients, is above the limits."""
+    norm = float(optimizer.step(lr_share, limits.norm if limits.allow_loss(seen.loss) else -math.inf))
+    return seen._replace(grad_norm=norm, refused=limits.broken(seen.loss, norm))
+
+
 def _of_all(own: list[str]) -> list[str]:
     found: list[list[str]] = [[]] * distributed.get_world_size()
     distributed.all_gather_object(found, own)
     return list(dict.fromkeys(name for names in found for name in names))
-
-
-def _not_finite(what: str, step: int, names: list[str]) -> PunaError:
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return PunaError(
-        f"step {step}: the {what} is not finite, documents {shown}; lower optimizer.lr or correct these documents"
-    )

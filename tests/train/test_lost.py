@@ -1,0 +1,189 @@
+"""Ranks are killed at any moment: the others say whom they lost and end, and the run goes on with the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore
+
+from puna.train.lost import RollCall
+from puna.train.state import checkpoints
+from tests.reference.mortal import PATIENCE, Mortals
+from tests.reference.tiny import write_tiny_checkpoint
+from tests.train.test_loop import assert_same_checkpoint, losses, losses_so_far
+
+STEPS = 40
+KILLS = 20
+BY_TORCHRUN = 3
+"""Kills behind which torchrun starts the ranks anew; behind the others that is done by hand."""
+
+
+def test_whoever_does_not_answer_is_lost_and_whoever_left_word_is_quoted() -> None:
+    store = HashStore()
+    with ExitStack() as living:
+        ranks = [living.enter_context(RollCall(store, rank, 5, patience=0.0)) for rank in (0, 1, 4)]
+        RollCall(store, 3, 5).leave_word("disk full")
+        store.set("call", "")
+        while not store.check(["here/0", "here/1"]):
+            time.sleep(0.01)
+        roll = ranks[2].call()
+        assert roll.left == (0, 1, 4) and roll.gone == {2: "", 3: "disk full"}
+        assert str(roll) == "rank 3 ended (disk full); rank 2 lost, without a word: killed, or its host is down"
+        assert ranks[0].call() == roll
+
+
+def test_ranks_that_all_left_word_are_not_waited_for() -> None:
+    store = HashStore()
+    RollCall(store, 1, 2).leave_word("a damaged file")
+    with RollCall(store, 0, 2, patience=1e6) as own:
+        assert str(own.call()) == "rank 1 ended (a damaged file)"
+
+
+@pytest.fixture
+def toy(tables: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Tables of two ranks that share every weight and deal out the experts; steps take milliseconds."""
+    model = write_tiny_checkpoint(tmp_path / "tiny", vision=False)
+    draw = random.Random(5)
+    lines = []
+    for number in range(40):
+        words = " ".join(draw.choice(("llama", "grass", "sun", "herd")) for _ in range(draw.randint(1, 6)))
+        content = [{"type": "text", "text": words}]
+        lines.append(json.dumps({"id": f"d{number}", "source": "text", "content": content}) + "\n")
+    (tmp_path / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    return tables | {
+        "model": {"preset": str(model / "config.json"), "seed": 1},
+        "data": tables["data"]
+        | {
+            "documents": str(tmp_path / "train.jsonl"),
+            "held_out": "",
+            "tokenizer": str(model / "tokenizer.json"),
+        },
+        "batch": {"rows": 1, "row_len": 64, "tiles": 0, "window": 8, "accumulate": 4},
+        "schedule": tables["schedule"] | {"steps": STEPS},
+        "parallel": {"shard": 2, "expert": 2},
+        "checkpoint": {"every_steps": 3, "every_seconds": 0},
+    }
+
+
+class Command:
+    """`puna train` with a recipe, on its ranks; each start has a folder for what the ranks say."""
+
+    def __init__(self, tables: dict[str, Any], folder: Path) -> None:
+        parallel = tables["parallel"]
+        self.world = int(parallel.get("shard", 1) * parallel.get("context", 1))
+        self.folder, self.run, self.starts = folder, folder / "run", 0
+        folder.mkdir()
+        self.arguments = ["train", str(_written(tables, folder / "recipe.toml")), "--folder", str(self.run)]
+
+    def start(self) -> Mortals:
+        self.starts += 1
+        return Mortals(self.world, self.folder / f"start-{self.starts}", self.arguments)
+
+    @property
+    def n_logged(self) -> int:
+        return len(losses_so_far(self.run))
+
+    def has_come_to(self, step: int, writes: bool) -> bool:
+        """Whether so many steps are logged and, if that is wished, a checkpoint is being written."""
+        return self.n_logged >= step and (self.is_writing or not writes)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is half on disk."""
+        return any(self.run.glob("*.partial"))
+
+
+def _written(tables: dict[str, Any], file: Path) -> Path:
+    lines = [
+        f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items()) for name, table in tables.items()
+    ]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+def test_a_run_whose_ranks_are_killed_twenty_times_ends_with_the_bits_of_one_left_alone(
+    toy: dict[str, Any], tmp_path: Path
+) -> None:
+    """A random rank at random steps, between steps and while a checkpoint is written; at first under torchrun, which
+    starts the ranks again, then by hand. Weights, optimiser and log are the same to the last bit."""
+    alone = Command(toy, tmp_path / "alone")
+    assert alone.start().join() == [0, 0]
+    killed = Command(toy, tmp_path / "killed")
+    draw = random.Random(20)
+    moments = sorted(draw.randrange(STEPS - 6) for _ in range(KILLS))
+    killed_under_torchrun(killed, moments[:BY_TORCHRUN], draw)
+    hits, victims = 0, []
+    for number, moment in enumerate(moments[BY_TORCHRUN:]):
+        ranks, victim, writes = killed.start(), draw.randrange(2), number % 2 == 1
+        ranks.wait_until(partial(killed.has_come_to, moment, writes))
+        time.sleep(draw.random() * 0.02)
+        ranks.kill(victim)
+        codes = ranks.join()
+        assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2, ranks.words
+        assert_said_once(ranks, victim)
+        hits += killed.is_writing
+        victims.append(victim)
+        print(f"kill {number}: rank {victim}, {killed.n_logged} steps logged, checkpoints {checkpoints(killed.run)}")
+    assert len(victims) + BY_TORCHRUN == KILLS and set(victims) == {0, 1} and hits
+    print(f"{hits} checkpoints were half written, ranks {victims} killed")
+    assert killed.start().join() == [0, 0]
+    assert losses(killed.run) == losses(alone.run) and len(losses(alone.run)) == STEPS
+    assert_same_checkpoint(killed.run, alone.run)
+    weights = [(each.run / "model" / "model.safetensors").read_bytes() for each in (killed, alone)]
+    assert weights[0] == weights[1]
+
+
+def assert_said_once(ranks: Mortals, victim: int) -> None:
+    """The survivor says one line: which rank, at which step, and what to do."""
+    said = ranks.words[1 - victim].splitlines()
+    (line,) = [each for each in said if each.startswith("puna: ")]
+    assert f"rank {victim} lost" in line and "start all ranks as before: the run goes on from" in line
+    assert "step " in line and "Traceback" not in ranks.words[1 - victim]
+
+
+def killed_under_torchrun(command: Command, moments: list[int], draw: random.Random) -> None:
+    """Kills a rank at each moment; torchrun starts all again, as often as there are moments but one, and gives up."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(command.world)]
+    argv = [sys.executable, *launcher, "--max-restarts", str(len(moments) - 1), "-m", "puna", *command.arguments]
+    said = command.folder / "torchrun.txt"
+    with said.open("wb") as output:
+        agent = subprocess.Popen(argv, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for number, moment in enumerate(moments):
+        pid = _started(agent, draw.randrange(command.world), number)
+        end = time.monotonic() + PATIENCE
+        while command.n_logged < moment:
+            assert time.monotonic() < end and agent.poll() is None, said.read_text(encoding="utf-8")
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+    assert agent.wait(PATIENCE) == 1
+    print(said.read_text(encoding="utf-8"))
+
+
+def _started(agent: subprocess.Popen[bytes], rank: int, restarts: int) -> int:
+    """Returns the process of that rank after so many restarts, once there is one."""
+    wanted = {"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(restarts)}
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and agent.poll() is None:
+        for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():
+            if wanted.items() <= _environment(pid).items():
+                return int(pid)
+        time.sleep(0.05)
+    raise AssertionError(f"torchrun does not start rank {rank}")
+
+
+def _environment(pid: str) -> dict[str, str]:
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return {}  # it has ended
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
