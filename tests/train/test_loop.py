@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from puna.errors import ConfigError, PunaError
+from puna.errors import ConfigError, PunaError, WeightsError
 from puna.records import ENERGY, read_energy
 from puna.train.instructions import arithmetic
 from puna.train.loop import LOG, model_config, train
@@ -265,6 +266,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(
     tables["optimizer"]["lr"] = 1e30
     with pytest.raises(PunaError, match=r"step [1-7]: the (loss|gradient) is not finite, documents d\d+"):
         train(from_dict(tables), tmp_path / "run", lambda line: None)
+
+
+def test_a_log_that_finds_no_room_says_what_to_do(tables: dict[str, Any], tmp_path: Path) -> None:
+    tables["checkpoint"] = {"every_steps": 0, "every_seconds": 0}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(line: str) -> None:
+        if line.startswith("step 1/"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "run" / LOG).stat().st_size, before[1]))
+
+    try:
+        with pytest.raises(WeightsError, match=r"run: cannot be written \(File too large\); make room"):
+            train(from_dict(tables), tmp_path / "run", fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_an_unknown_model_is_refused(tables: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.config import LlamaConfig
-from puna.errors import ConfigError
+from puna.errors import ConfigError, WeightsError
 from puna.train.pack import PADDING, Batch, DataState, Order, Packer, Prefetch, cut_documents
-from puna.train.store import Store
+from puna.train.store import Store, open_store, tokenise
 
 
 def make(store: Store, config: LlamaConfig, **changes: object) -> Packer:
@@ -178,3 +179,24 @@ def test_what_fails_on_the_thread_is_raised_where_batches_are_asked_for(
     packer.pieces = dataclasses.replace(packer.pieces, start=packer.pieces.start[:1])
     with Prefetch(packer, DataState()) as prefetch, pytest.raises(IndexError):
         prefetch.next()
+
+
+def test_a_document_that_is_damaged_on_disk_is_named_when_it_is_read(
+    documents: Path, tiny: Path, tiny_model_config: LlamaConfig, tmp_path: Path
+) -> None:
+    """A flipped bit of an id, of a weight and of a tile; and a file that is too short is found at once."""
+    made = tokenise(documents, tiny / "tokenizer.json", tiny_model_config.vision, tmp_path, lambda line: None)
+    assert made.checks is not None and made.tile_checks is not None
+    for name, place in (("ids.bin", 2 * int(made.offsets[5])), ("weights.bin", int(made.offsets[5])), ("tiles.bin", 0)):
+        content = bytearray((made.home / name).read_bytes())
+        content[place] ^= 1
+        (made.home / name).write_bytes(content)
+        packer = make(open_store(made.home), tiny_model_config)
+        with pytest.raises(WeightsError, match=r"store .*: document \S+ is damaged; remove that folder"):
+            list(packer.once())
+        content[place] ^= 1
+        (made.home / name).write_bytes(content)
+    assert list(make(open_store(made.home), tiny_model_config).once())
+    (made.home / "ids.bin").write_bytes((made.home / "ids.bin").read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=r"ids\.bin is damaged"):
+        open_store(made.home)

@@ -217,7 +217,9 @@ class Packer:
         return rows, DataState(epoch, index, tuple(waiting))
 
     def make(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Returns the batch whose row b holds the pieces rows[b]; missing rows and the rest of each row are padding."""
+        """Returns the batch whose row b holds the pieces rows[b]; missing rows and the rest of each row are padding.
+
+        Raises WeightsError where a document is damaged on disk."""
         shape = (self.rows, self.row_len)
         ids = np.full(shape, self.pad_id, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
@@ -236,6 +238,8 @@ class Packer:
                 weights[b, at : stop - 1] = self.store.weights[start + 1 : start + n]
                 at = stop
             for piece in row:
+                for i in range(self.together):
+                    self.store.check(int(self.pieces.document[piece]) + i)
                 first = int(self.pieces.first_tile[piece])
                 tile_refs += self.store.tile_refs[first : first + int(self.pieces.n_tiles[piece])].tolist()
             positions[b, at:] = np.arange(self.row_len - at)

@@ -10,8 +10,10 @@ turn. Never image slots, headers or what others say.
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from puna.config import VisionConfig
-from puna.errors import ConfigError, PromptError
+from puna.errors import ConfigError, PromptError, WeightsError
 from puna.prompt.message import ImagePart, Message, Part, TextPart
 from puna.prompt.render import Prompt, Renderer
 from puna.prompt.tiles import cut, tile_ids
@@ -54,6 +56,8 @@ class Store:
     tiles uint8 [n tiles 3 S S]: pictures that many documents share are held once.
     sources[i] indexes source_names; names[i] is the document's id; sets[i] its set (of held-out documents), or "".
     facts: what whoever wrote it found worth keeping, JSON values.
+    home: its folder; checks and tile_checks uint32: CRC-32 of each document's ids and weights and of each tile, None
+    in stores of earlier versions, which are not checked.
     """
 
     ids: NDArray[Any]
@@ -68,10 +72,23 @@ class Store:
     sets: tuple[str, ...]
     digest: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    home: Path = Path()
+    checks: NDArray[np.uint32] | None = None
+    tile_checks: NDArray[np.uint32] | None = None
 
     @property
     def n_documents(self) -> int:
         return len(self.offsets) - 1
+
+    def check(self, document: int) -> None:
+        """Raises WeightsError where a document's numbers on disk, or tiles, are not those that were written."""
+        own = slice(self.offsets[document], self.offsets[document + 1])
+        tiles = self.tile_refs[self.tile_offsets[document] : self.tile_offsets[document + 1]]
+        is_whole = self.checks is None or _check(self.ids[own], self.weights[own]) == self.checks[document]
+        if is_whole and self.tile_checks is not None:
+            is_whole = all(_check(self.tiles[tile]) == self.tile_checks[tile] for tile in tiles)
+        if not is_whole:
+            raise _damaged(self.home, f"document {self.names[document]}")
 
 
 def tokenise(
@@ -107,7 +124,9 @@ def made(home: Path, write: Callable[[Path], None]) -> Store:
 
 
 def open_store(home: str | Path) -> Store:
-    """Returns the store in folder `home`; large arrays stay on disk until they are read."""
+    """Returns the store in folder `home`; large arrays stay on disk until they are read.
+
+    Raises WeightsError, naming file and remedy, where one is not as long as it was written."""
     home = Path(home)
     index = json.loads((home / INDEX).read_text(encoding="utf-8"))
     arrays = np.load(home / "index.npz")
@@ -125,6 +144,9 @@ def open_store(home: str | Path) -> Store:
         sets=tuple(index["sets"]),
         digest=index["digest"],
         facts=index.get("facts", {}),
+        home=home,
+        checks=arrays.get("checks"),
+        tile_checks=arrays.get("tile_checks"),
     )
 
 
@@ -255,12 +277,16 @@ class Writer:
         self._names: list[str] = []
         self._sets: list[str] = []
         self._sources: list[int] = []
+        self._checks: list[int] = []
+        self._tile_checks: list[int] = []
         self._source_numbers: dict[str, int] = {}
 
     def add(self, encoded: Encoded, *, name: str, source: str, set_name: str = "") -> None:
         """Appends one document."""
-        self.ids.write(np.asarray(encoded.ids, dtype=self.dtype).tobytes())
-        self.weights.write(np.asarray(encoded.weights, dtype=np.uint8).tobytes())
+        ids, weights = np.asarray(encoded.ids, dtype=self.dtype), np.asarray(encoded.weights, dtype=np.uint8)
+        self.ids.write(ids.tobytes())
+        self.weights.write(weights.tobytes())
+        self._checks.append(_check(ids, weights))
         for picture in encoded.pictures:
             span = self._span(picture)
             self.tile_refs += range(span.first, span.first + span.n)
@@ -281,6 +307,8 @@ class Writer:
             tile_offsets=np.asarray(self.tile_offsets, dtype=np.int64),
             tile_refs=np.asarray(self.tile_refs, dtype=np.int64),
             sources=np.asarray(self._sources, dtype=np.int64),
+            checks=np.asarray(self._checks, dtype=np.uint32),
+            tile_checks=np.asarray(self._tile_checks, dtype=np.uint32),
         )
         index = {
             "digest": digest,
@@ -299,6 +327,7 @@ class Writer:
         if picture not in self._spans:
             tiles = self._tiles_of(picture)
             self.tiles.write(tiles.tobytes())
+            self._tile_checks += [_check(tile) for tile in tiles]
             self._spans[picture] = _Span(self.n_tiles, len(tiles))
             self.n_tiles += len(tiles)
         return self._spans[picture]
@@ -377,4 +406,18 @@ def _mapped(file: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """A file of no bytes cannot be mapped: it is an empty array."""
     if 0 in shape:
         return np.zeros(shape, dtype=dtype)
+    if not file.is_file() or file.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise _damaged(file.parent, file.name)
     return np.memmap(file, dtype=dtype, mode="r", shape=shape)
+
+
+def _check(*arrays: NDArray[Any]) -> int:
+    """Returns the CRC-32 of the bytes of arrays, one after another."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(array.tobytes(), value)
+    return value
+
+
+def _damaged(home: Path, what: str) -> WeightsError:
+    return WeightsError(f"store {home}: {what} is damaged; remove that folder and start as before: it is made again")
