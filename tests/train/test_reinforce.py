@@ -18,6 +18,7 @@ from puna.train.tune import tune
 from puna.train.tune_recipe import TuneRecipe, from_dict
 from puna.train.workbench import Workbench, open_bench
 from puna.weights.checkpoint import load
+from tests.reference.ranks import Ranks
 from tests.train.chat_lines import write_lines
 
 TASKS: list[dict[str, Any]] = [
@@ -216,6 +217,81 @@ def test_a_run_that_was_paused_ends_with_the_same_weights(tiny: Path, tmp_path: 
     assert set(lines[0]["sources"]) == {"odd", "even"}
 
 
+def test_layers_that_are_computed_again_send_tokens_where_they_went(bench: Workbench) -> None:
+    ((batch, _),) = batches_of(bench, 1)
+    batch = replace(batch, routes=batch.routes.where(batch.routes < 0, 0))  # where the router would not send them all
+    gradients = []
+    for recompute in (False, True):
+        loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss, recompute=recompute)
+        bench.model.requires_grad_(True).zero_grad()
+        loss(batch, loss.total(batch)).total.backward()  # type: ignore[no-untyped-call]
+        gradients.append([each.grad.clone() for each in bench.model.parameters() if each.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_ranks_share_the_tasks_of_a_round_and_sum_its_gradient(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(recipe_of(tiny, tmp_path, tries=1), tmp_path, silent)
+    bench.judges = JUDGES
+    monkeypatch.setattr(
+        Rounds, "_agreed", lambda self, following, rewards: (following, 0.0)
+    )  # of ranks that stand one after another
+    loss = Grouped(bench.model, bench.recipe.reinforce, bench.recipe.loss)
+    bench.model.requires_grad_(True)
+
+    def gradient(batches: list[RolloutBatch]) -> dict[str, torch.Tensor]:
+        bench.model.zero_grad()
+        total = torch.stack([loss.total(batch) for batch in batches]).sum()
+        for batch in batches:
+            loss(batch, total, 1 / len(batches)).total.backward()  # type: ignore[no-untyped-call]
+        return {name: each.grad.clone() for name, each in bench.model.named_parameters() if each.grad is not None}
+
+    feed, drawn, followed = begin(bench).feed, list[RolloutBatch](), set[tuple[int, ...]]()
+    for reader, readers in ((0, 1), (0, 3), (1, 3), (2, 3)):
+        with feed.opened(DataState(), reader, readers) as rank:
+            feed._round = None
+            batch, after = rank.next()
+        drawn.append(batch)
+        followed.add(after.waiting)
+    names = [sorted(feed.names(batch)) for batch in drawn]
+    assert sorted(name for part in names[1:] for name in part) == names[0]
+    assert len(followed) == 1
+    whole, shared = gradient(drawn[:1]), gradient(drawn[1:])
+    assert whole.keys() == shared.keys()
+    scale = max(float(each.abs().max()) for each in whole.values())
+    assert scale > 0 and all((shared[name] - each).abs().max() <= 1e-5 * scale for name, each in whole.items())
+
+
+def reinforced(tables: dict[str, Any], run: str) -> bool:
+    """Tunes here, on a rank or alone, to the end."""
+    return tune(from_dict(tables), run, silent, JUDGES).finished
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does_from_the_groups_of_both(tiny: Path, tmp_path: Path, two_ranks: Ranks) -> None:
+    """Groups, replies and rewards are the same, so gradients differ by the order of sums; later steps amplify that."""
+    one = tables_of(tiny, tmp_path, prompts=4, tries=1)
+    one["schedule"] |= {"steps": 2}
+    one["optimizer"] |= {"lr": 1e-4}
+    two = one | {"parallel": {"replicate": 2}, "batch": one["batch"] | {"accumulate": 2}}
+    assert reinforced(one, str(tmp_path / "one"))
+    assert all(two_ranks.run(reinforced, two, str(tmp_path / "two")))
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for name in ("loss", "grad_norm", "reward", "tokens"):
+        assert [each[name] for each in logs[1]] == pytest.approx(
+            [each[name] for each in logs[0]], rel=1e-5, abs=1e-6
+        ), name
+    models = [load(tmp_path / name / "model", dtype=torch.float32).state_dict() for name in ("one", "two")]
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, rtol=1e-5, atol=1e-5)
+    assert len(list((tmp_path / "two" / ROUNDS).glob("*-1of2.json"))) == 2
+
+
 class _Until:
     """Says nothing, and asks for a pause when a step is told."""
 
@@ -231,6 +307,8 @@ class _Until:
     ("table", "key", "value", "named"),
     [
         ("batch", "accumulate", 2, "batch.accumulate: 2"),
+        ("parallel", "replicate", 2, "must be 2, a batch a rank"),
+        ("parallel", "shard", 2, "replicas alone"),
         ("batch", "row_len", 16, "batch.row_len: 16"),
         ("reinforce", "samples", 1, "reinforce.samples"),
         ("reinforce", "level", "word", "reinforce.level"),
@@ -240,7 +318,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     tiny: Path, tmp_path: Path, table: str, key: str, value: object, named: str
 ) -> None:
     tables = tables_of(tiny, tmp_path)
-    tables[table][key] = value
+    tables.setdefault(table, {})[key] = value
     with pytest.raises(ConfigError, match=named):
         begin(open_bench(from_dict(tables), tmp_path, silent))
 

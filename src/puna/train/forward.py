@@ -6,7 +6,7 @@ The logits of a batch never exist whole.
 Not here: what is made of log-probabilities (`supervised`, `preference` ...).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,10 +27,18 @@ from puna.train.next_token import RouterLosses, normalise
 from puna.train.pack import PADDING, Batch
 
 
-def hidden(model: Llama, batch: Batch, *, recompute: bool = False, shown: Tensor | None = None) -> Hidden:
+def hidden(
+    model: Llama,
+    batch: Batch,
+    *,
+    recompute: bool = False,
+    shown: Tensor | None = None,
+    again: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Hidden:
     """Returns the states [T D] of a batch's tokens behind the last norm, and the routes of all MoE layers.
 
-    `shown`, int64 [n], says which of the batch's tiles each place for one shows; None: each its own.
+    `shown`, int64 [n], says which of the batch's tiles each place for one shows; None: each its own. What holds while
+    layers are computed again, `again` says.
     """
     store = _store(model, batch)
     ids, positions = batch.ids.flatten(), batch.positions.flatten()
@@ -44,7 +52,9 @@ def hidden(model: Llama, batch: Batch, *, recompute: bool = False, shown: Tensor
     routes = []
     for layer in model.layers:
         with _kept_away(x):
-            x, route = checkpoint(layer, x, rotation, temperature, store, use_reentrant=False)
+            x, route = checkpoint(
+                layer, x, rotation, temperature, store, use_reentrant=False, context_fn=lambda: (nullcontext(), again())
+            )
         if route is not None:
             routes.append(route)
     return Hidden(model.norm(x), tuple(routes))

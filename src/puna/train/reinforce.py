@@ -4,7 +4,8 @@ In: a workbench whose lines are tasks (`rollout`). Out: the exercise. A round dr
 each with the weights as they are, judges them, and makes `updates` batches of them: a batch is never older than that.
 What a reply gained over its group's mean is its advantage; groups in which all replies are worth the same teach
 nothing, and more tasks are drawn in their place. Every round is a file of the run, `rollouts/`, so that a run that was
-killed goes on with the same replies, and so that one can read what the model said.
+killed goes on with the same replies, and so that one can read what the model said. Of several ranks, each with the
+whole model, every one draws and judges its share of a round's tasks; what is learnt is the sum of all.
 
     token     mean over replies of mean over tokens of -min(r A, clip(r, 1 - low, 1 + high) A)      GRPO
     sequence  the same with one ratio a reply, the geometric mean of its tokens'                     GSPO
@@ -23,12 +24,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, WeightsError
@@ -73,12 +75,14 @@ def begin(bench: Workbench) -> Exercise:
     Raises ConfigError for a recipe that it cannot follow, PromptError for a line that it cannot read.
     """
     recipe, options = bench.recipe, bench.recipe.reinforce
-    if recipe.parallel.recompute:
-        raise ConfigError("parallel.recompute: true cannot be with objective.kind reinforce; set it to false")
-    if recipe.batch.accumulate != 1:
-        raise ConfigError(f"batch.accumulate: {recipe.batch.accumulate} must be 1; raise reinforce.prompts instead")
-    if recipe.parallel.world != 1:
-        raise ConfigError(f"parallel: {recipe.parallel.product} cannot be with objective.kind reinforce; use one rank")
+    readers = recipe.parallel.replicate
+    if recipe.batch.accumulate != readers:
+        raise ConfigError(
+            f"batch.accumulate: {recipe.batch.accumulate} must be {readers}, a batch a rank; raise reinforce.prompts "
+            "instead"
+        )
+    if options.prompts % readers:
+        raise ConfigError(f"reinforce.prompts: {options.prompts} do not divide by {readers} ranks; give a multiple")
     style: ToolStyle = "json" if recipe.data.tool_style == "json" else "pythonic"
     tasks = list(read_tasks(recipe.data.chats, bench.renderer, style, bench.judges))
     fitting = [task for task in tasks if len(task.prompt.ids) + options.max_new_tokens <= recipe.batch.row_len]
@@ -89,7 +93,7 @@ def begin(bench: Workbench) -> Exercise:
             "tokens, or data.passes leaves none; raise it"
         )
     (bench.run / "data.json").write_text(json.dumps({"tasks": len(tasks), "used": len(fitting)}) + "\n", "utf-8")
-    loss = Grouped(bench.model, options, recipe.loss)
+    loss = Grouped(bench.model, options, recipe.loss, recompute=recipe.parallel.recompute)
     if not recipe.data.held_out:
         return Exercise(loss, Rounds(bench, fitting))
     held_out = list(read_tasks((recipe.data.held_out,), bench.renderer, style, bench.judges))
@@ -101,8 +105,8 @@ def begin(bench: Workbench) -> Exercise:
 class Grouped:
     """An `Objective` over `RolloutBatch`es."""
 
-    def __init__(self, model: Llama, options: ReinforceRecipe, router: LossRecipe) -> None:
-        self.model, self.options, self.router = model, options, router
+    def __init__(self, model: Llama, options: ReinforceRecipe, router: LossRecipe, *, recompute: bool = False) -> None:
+        self.model, self.options, self.router, self.recompute = model, options, router, recompute
 
     def total(self, batch: Batch) -> Tensor:
         """Returns the number of replies."""
@@ -115,7 +119,7 @@ class Grouped:
     def __call__(self, batch: Batch, total_weight: Tensor, share: float = 1.0) -> Loss:
         assert isinstance(batch, RolloutBatch), "made by Rounds"
         options = self.options
-        read = reading(self.model, batch, self.router.chunk)
+        read = reading(self.model, batch, self.router.chunk, recompute=self.recompute)
         weights = batch.weights.flatten()[read.learnt]  # R
         engine, old, base, advantages = batch.told.flatten(1)[:, read.learnt]  # R
         if options.updates == 1 and not options.kl:
@@ -159,10 +163,11 @@ class Reading(NamedTuple):
     router: RouterLosses
 
 
-def reading(model: Llama, batch: RolloutBatch, chunk: int) -> Reading:
+def reading(model: Llama, batch: RolloutBatch, chunk: int, *, recompute: bool = False) -> Reading:
     """Returns what a model gives a batch's targets, each token going where it went in the engine."""
-    with replayed(model, batch.routes):
-        states, routes = forward.hidden(model, batch, shown=batch.shown)
+    again = partial(replayed, model, batch.routes)
+    with again():
+        states, routes = forward.hidden(model, batch, recompute=recompute, shown=batch.shown, again=again)
     learnt = batch.weights.flatten().nonzero().squeeze(1)  # R
     known = forward.log_probs(model, states[learnt], batch.targets.flatten()[learnt], chunk)
     return Reading(learnt, known, forward.router_losses(routes, batch))
@@ -216,13 +221,13 @@ class Rounds:
         self.digest = of.hexdigest()
         self._round: tuple[int, Round] | None = None
         self._state = DataState()
+        self._reader, self._readers = 0, 1
         self._base = _base(bench) if self.options.kl else None
 
     @contextmanager
     def opened(self, state: DataState, reader: int, readers: int) -> Iterator["Rounds"]:
-        """Returns the batches behind `state`."""
-        assert readers == 1, "the recipe allows one rank"
-        self._state = state
+        """Returns the batches behind `state`, of rank `reader` of so many."""
+        self._state, self._reader, self._readers = state, reader, readers
         yield self
 
     def next(self) -> tuple[Batch, DataState]:
@@ -231,7 +236,7 @@ class Rounds:
         following = self._state.waiting[0] if self._state.waiting else 0
         if self._round is None or self._round[0] != number:
             every = self.options.look_every
-            if every and self.held_out and number and number % every == 0 and part == 0:
+            if every and self.held_out and number and number % every == 0 and part == 0 and self._reader == 0:
                 self.measure("between", number * self.options.updates)
             drawn = self._draw(number, following) if part == 0 else self._read(number)
             self._round = number, drawn
@@ -270,12 +275,17 @@ class Rounds:
         self.bench.say(f"held out, step {step}: reward {line['reward']:.3f} of {len(samples)} tasks")
 
     def _draw(self, number: int, first: int) -> Round:
-        """Draws until enough groups teach something, at most `tries` times, and writes the round down."""
+        """Draws until enough groups teach something, at most `tries` times, and writes the round down.
+
+        Of several ranks each takes every so-many-th task behind `first`, and its share of the groups.
+        """
         options, chosen, rewards, ended = self.options, list[Drawn](), list[float](), 0
-        following, n_groups = first, 0
+        following, n_groups, share = first, 0, options.prompts // self._readers
         for _ in range(options.tries):
-            wanted = options.prompts - n_groups
-            numbers = [self._task(place) for place in range(following, following + wanted)]
+            wanted = (share - n_groups) * self._readers
+            numbers = [
+                self._task(place + self._reader) for place in range(following, following + wanted, self._readers)
+            ]
             following += wanted
             wish = Wish(options.samples, options.max_new_tokens, self.bench.recipe.data.seed * 65_537 + number)
             asked = {task: self.tasks[task] for task in dict.fromkeys(numbers)}
@@ -288,21 +298,32 @@ class Rounds:
                 if any(advantages):
                     n_groups += 1
                     chosen += merged(Drawn(sample, gain) for sample, gain in zip(group, advantages, strict=True))
-            if n_groups >= options.prompts:
+            if n_groups >= share:
                 break
+        following, reward = self._agreed(following, rewards)
         order = np.random.Generator(np.random.Philox(key=[self.bench.recipe.data.seed, number])).permutation(
             len(chosen)
         )
         parts = [[chosen[i] for i in part] for part in np.array_split(order, options.updates)]
         if options.updates > 1 or self._base is not None:
             parts = [self._known(part) for part in parts]
-        drawn = Round(parts, float(np.mean(rewards)), following)
+        drawn = Round(parts, reward, following)
         self._write(number, drawn)
         self.bench.say(
             f"round {number}: reward {drawn.reward:.3f} of {len(rewards)} replies, {ended / len(rewards):.0%} ended, "
             f"{n_groups} groups teach"
         )
         return drawn
+
+    def _agreed(self, following: int, rewards: Sequence[float]) -> tuple[int, float]:
+        """Returns the task that follows on all ranks, that of the rank which drew the most, and their mean reward."""
+        if self._readers == 1:
+            return following, float(np.mean(rewards))
+        furthest = torch.tensor(following, device=self.bench.device)
+        sums = torch.tensor([sum(rewards), len(rewards)], device=self.bench.device)
+        distributed.all_reduce(furthest, distributed.ReduceOp.MAX)
+        distributed.all_reduce(sums)
+        return int(furthest), float(sums[0] / sums[1])
 
     def _task(self, place: int) -> int:
         epoch, index = divmod(place, len(self.tasks))
@@ -390,11 +411,12 @@ class Rounds:
         return torch.cat(tiles) if tiles else _no_tiles(self.bench.config), torch.tensor(shown, dtype=torch.int64)
 
     def _file(self, number: int) -> Path:
-        return self.bench.run / ROUNDS / f"{number:06d}.json"
+        own = "" if self._readers == 1 else f"-{self._reader}of{self._readers}"
+        return self.bench.run / ROUNDS / f"{number:06d}{own}.json"
 
     def _write(self, number: int, drawn: Round) -> None:
         file = self._file(number)
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True, parents=True)
         document = {
             "reward": drawn.reward,
             "following": drawn.following,
