@@ -254,6 +254,7 @@ def test_compressed_tensors_reads_the_numbers_that_we_read(kind: type[Small], sc
         assert torch.equal(decompress(parts), ours["layers.2.moe.experts.down"][e].bfloat16())
 
 
+@torch.no_grad()  # training's own kernels round elsewhere
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shape", KINDS)
 def test_transformers_loads_what_we_write_and_computes_our_logits(
