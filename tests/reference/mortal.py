@@ -6,12 +6,14 @@ What a rank says goes to a file. Ranks find each other through a file too: no po
 
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 PATIENCE = 3000.0
 """Seconds that a test waits for what must happen, on a machine that does other things."""
@@ -22,14 +24,18 @@ _MODULES = ["puna.cli", "puna.train.loop", "puna.train.tune", "tests.reference.m
 class Mortals:
     """The ranks of one start of a command, `puna` with `arguments`."""
 
-    def __init__(self, world: int, folder: Path, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, world: int, folder: Path, arguments: Sequence[str], largest: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
+        """`largest`: for ranks whose files cannot grow over so many bytes, as on a disk that is full."""
         folder.mkdir(parents=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_MODULES)
         self.said = [folder / f"rank-{rank}.txt" for rank in range(world)]
-        self.processes: list[BaseProcess] = [
-            context.Process(target=_live, args=(rank, world, folder, list(arguments))) for rank in range(world)
-        ]
+        self.processes: list[BaseProcess] = []
+        for rank in range(world):
+            own = (rank, world, folder, list(arguments), largest.get(rank))
+            self.processes.append(context.Process(target=_live, args=own))
         for process in self.processes:
             process.start()
 
@@ -63,7 +69,7 @@ class Mortals:
         return [file.read_text(encoding="utf-8") if file.exists() else "" for file in self.said]
 
 
-def _live(rank: int, world: int, folder: Path, arguments: list[str]) -> None:
+def _live(rank: int, world: int, folder: Path, arguments: list[str], largest: int | None) -> None:
     with (folder / f"rank-{rank}.txt").open("wb") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
@@ -75,4 +81,6 @@ def _live(rank: int, world: int, folder: Path, arguments: list[str]) -> None:
 
     store = distributed.FileStore(str(folder / "meeting"), world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.exit(cli.main(arguments))

@@ -3,13 +3,16 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -84,9 +87,13 @@ class Command:
         folder.mkdir()
         self.arguments = ["train", str(_written(tables, folder / "recipe.toml")), "--folder", str(self.run)]
 
-    def start(self) -> Mortals:
+    def start(self, largest: Mapping[int, int] = MappingProxyType({})) -> Mortals:
         self.starts += 1
-        return Mortals(self.world, self.folder / f"start-{self.starts}", self.arguments)
+        return Mortals(self.world, self.folder / f"start-{self.starts}", self.arguments, largest)
+
+    def said(self, rank: int) -> str:
+        """What a rank of the last start has said."""
+        return (self.folder / f"start-{self.starts}" / f"rank-{rank}.txt").read_text(encoding="utf-8")
 
     @property
     def n_logged(self) -> int:
@@ -149,6 +156,63 @@ def assert_said_once(ranks: Mortals, victim: int) -> None:
     (line,) = [each for each in said if each.startswith("puna: ")]
     assert f"rank {victim} lost" in line and "start all ranks as before: the run goes on from" in line
     assert "step " in line and "Traceback" not in ranks.words[1 - victim]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+def test_where_the_disk_of_one_rank_is_full_all_end_and_the_checkpoint_before_is_used(
+    toy: dict[str, Any], tmp_path: Path, full: int
+) -> None:
+    toy["schedule"] |= {"steps": 12}
+    command = Command(toy, tmp_path / "command")
+    ranks = command.start()
+    ranks.wait_until(lambda: bool(checkpoints(command.run)))
+    ranks.kill(1)
+    ranks.join()
+    ((kept, _),) = checkpoints(command.run)
+    ranks = command.start({full: 20_000})
+    assert ranks.join() == [2, 2]
+    for words in ranks.words:
+        (line,) = [each for each in words.splitlines() if each.startswith("puna: ")]
+        assert "cannot be written" in line and "File too large" in line and "make room and go on" in line
+    assert [step for step, _ in checkpoints(command.run)] == [kept] and not command.is_writing
+    assert command.start().join() == [0, 0]
+    assert f"resumed at step {kept} of 12" in command.said(0)
+
+
+@pytest.mark.slow
+def test_a_damaged_document_that_one_rank_reads_ends_all_and_is_named_by_all(
+    toy: dict[str, Any], tmp_path: Path
+) -> None:
+    toy["schedule"] |= {"steps": 12}
+    command = Command(toy, tmp_path / "command")
+    assert command.start().join() == [0, 0]
+    (store,) = Path(toy["data"]["store"]).iterdir()
+    content = bytearray((store / "ids.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / "ids.bin").write_bytes(content)
+    again = Command(toy, tmp_path / "again")
+    ranks = again.start()
+    assert ranks.join() == [2, 2]
+    lines = [line for words in ranks.words for line in words.splitlines() if line.startswith("puna: ")]
+    assert len(lines) == 2 and all("is damaged; remove that folder" in line for line in lines)
+    shutil.rmtree(store)
+    assert again.start().join() == [0, 0]
+    assert losses(again.run) == losses(command.run)
+    assert_same_checkpoint(again.run, command.run)
+
+
+@pytest.mark.slow
+def test_of_four_ranks_one_says_whom_all_lost(toy: dict[str, Any], tmp_path: Path) -> None:
+    """Also ranks that have no connection to the one that was killed answer, and are not taken for lost."""
+    command = Command(toy | {"parallel": {"shard": 4, "expert": 2}}, tmp_path / "command")
+    ranks = command.start()
+    ranks.wait_until(partial(command.has_come_to, 4, False))
+    ranks.kill(2)
+    assert ranks.join() == [2, 2, -signal.SIGKILL, 2]
+    lines = [[line for line in words.splitlines() if line.startswith("puna: ")] for words in ranks.words]
+    assert lines[1:] == [[], [], []] and len(lines[0]) == 1
+    assert "rank 2 lost, without a word" in lines[0][0]
 
 
 def killed_under_torchrun(command: Command, moments: list[int], draw: random.Random) -> None:

@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from puna.model.transformer import Llama
 from puna.train import shards
 from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
-from puna.train.state import checkpoints, resume
+from puna.train.state import checkpoints, resume, start_on_ranks
 from puna.train.team import Team
+from puna.train.update import join
 from puna.weights.checkpoint import save_hf
 from tests.reference.doubled import Doubled
 from tests.reference.ranks import Ranks
@@ -21,6 +23,8 @@ from tests.reference.tiny import random_model
 PROVED = 1e-7
 """Relative, of losses and norms: what float64 makes of its own rounding, 1e-16, in twenty steps of Muon; 2.4e-10 was
 seen of losses. A float32 run makes 1e-4 of its 1e-7, so that there no bound could tell a mistake from rounding."""
+SLACK = 24 << 20
+"""Bytes that a process grows by besides: buffers of the libraries, and pages that its allocator keeps."""
 KEPT = 1e-5
 """Relative, of weights and moments behind the twentieth step, which grow apart faster than losses; second moments are
 squares of single gradients. 1.03e-7 was seen of those of a table in the tower. It is what gradients are held to."""
@@ -185,3 +189,62 @@ def test_a_checkpoint_of_four_ranks_is_read_by_two_and_by_one(
     assert by_four.keys() == by_two.keys() == by_one.keys() and len(by_one) > 100
     for name, tensor in by_one.items():
         assert tensor.equal(by_two[name]) and tensor.equal(by_four[name]), name
+
+
+class Memory(NamedTuple):
+    """Bytes of a rank: how much it grew at most while the model began, what it keeps, and the largest parameter."""
+
+    peak: int
+    kept: int
+    largest: int
+
+
+def begun(tables: dict[str, Any]) -> Memory:
+    """Begins the model here and measures what that took, by the kernel's own count of this process's pages."""
+    recipe = from_dict(tables)
+    config = model_config(recipe)
+    mesh = join(recipe, config, "cpu")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the highest count so far
+    before = _pages("VmRSS")
+    stage, optimizer = start_on_ranks(recipe, config, mesh)
+    kept = [*stage.parameters(), *optimizer.tensors().values()]
+    return Memory(
+        _pages("VmHWM") - before,
+        sum(shards.local(each).nbytes for each in kept),
+        max(4 * each.numel() for each in stage.parameters()),
+    )
+
+
+def _pages(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
+def test_no_rank_ever_holds_the_whole_model(
+    four_ranks: Ranks, exact: dict[str, Any], tiny: Path, tmp_path: Path, earlier: bool
+) -> None:
+    """Of 150 MB in float32 each rank keeps its parts, and meanwhile a few times the largest parameter besides."""
+    document = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    document["text_config"] |= {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_local_experts": 8,
+        "num_hidden_layers": 12,
+        "moe_layers": list(range(12)),
+        "no_rope_layers": [1, 1, 1, 0] * 3,
+        "layer_types": [*["chunked_attention"] * 3, "full_attention"] * 3,
+    }
+    (tmp_path / "large.json").write_text(json.dumps(document), encoding="utf-8")
+    exact["model"]["preset"] = str(tmp_path / "large.json")
+    config = model_config(from_dict(exact))
+    with torch.device("meta"):
+        whole = 4 * sum(parameter.numel() for parameter in Llama(config).parameters())
+    assert whole > 140e6
+    if earlier:
+        save_hf(random_model(config), config, tmp_path / "earlier")
+        exact["model"]["start"] = str(tmp_path / "earlier")
+    for rank in four_ranks.run(begun, divided(exact, shard=4, expert=4)):
+        print(whole, rank)
+        assert rank.peak < rank.kept + 4 * rank.largest + SLACK < rank.kept + whole / 2
