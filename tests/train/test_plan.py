@@ -170,7 +170,7 @@ def test_every_recipe_can_be_planned_and_divides_evenly(
     found = dry_run(name, capsys, monkeypatch)
     assert found["evenness"] > 0.999
     assert found["missing_bytes"] == 0 if name in EVERYDAY or name in FITS else found["missing_bytes"] > 10e9
-    assert ("cria" in name) or found["parallel"]["world"] == (8 if name == "research-1b" else int(name.split("-")[1]))
+    assert ("cria" in name) or found["parallel"]["world"] == (8 if name == "research-1b" else int(name.split("-")[-1]))
 
 
 def test_a_recipe_whose_model_is_made_first_can_be_read_and_says_so(
