@@ -370,7 +370,7 @@ class RunRecipe(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-_LATER: Mapping[str, Any] = {"transfer": None, "lengthen": None, "compute.matmul": ""}
+_LATER: Mapping[str, Any] = {"transfer": None, "lengthen": None, "compute.matmul": "", "reinforce.look_every": 0}
 """Tables and keys that came after the first runs, and what they are where they are not used."""
 
 
