@@ -1,7 +1,7 @@
 """A toy that learns to find and to copy in short texts, and what a stage of long texts then adds, beside as many steps
 without it.
 
-    python -m tests.reference.long_toy FOLDER [--quick]
+    python -m tests.reference.long_toy FOLDER
 
 Three runs of `puna.train` on documents of `puna.train.haystack`, whose ordinary text is made up: `short` from random
 weights in rows of 64 tokens; from its model `long`, a stage with [lengthen] in rows of 512, and `control`, as many
@@ -51,7 +51,6 @@ class Size:
 
 
 WHOLE = Size(900, 300, 40)
-QUICK = Size(600, 160, 16)
 
 
 class Toy:
@@ -192,13 +191,13 @@ class Toy:
 
 
 def main() -> None:
-    folder, size = Path(sys.argv[1]), QUICK if "--quick" in sys.argv else WHOLE
+    folder = Path(sys.argv[1])
 
     def say(line: str) -> None:
         if not line.split(" ", 1)[1].startswith("step") or "0/" in line.split("  ")[0].split(" ")[-1]:
             print(line, file=sys.stderr, flush=True)
 
-    toy = Toy(folder, size, say)
+    toy = Toy(folder, WHOLE, say)
     lengths = (SHORT, 2 * SHORT, 4 * SHORT, LONG, 2 * LONG)
     for name in ("short", "control", "long"):
         found = toy.found(getattr(toy, name)(), lengths)

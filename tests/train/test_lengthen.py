@@ -15,7 +15,7 @@ from puna.train.lengthen import lengthened
 from puna.train.loop import model_config, train
 from puna.train.recipe import LengthenRecipe, from_dict
 from puna.weights.checkpoint import load, open_config
-from tests.reference.long_toy import LONG, QUICK, SHORT, Toy
+from tests.reference.long_toy import LONG, SHORT, WHOLE, Toy
 from tests.reference.tiny import read_whole
 from tests.train.test_loop import deterministic_only_here  # noqa: F401  (a fixture)
 
@@ -86,11 +86,10 @@ def test_earlier_runs_go_on_since_the_digest_knows_the_table_only_where_it_is_us
 
 
 @pytest.mark.slow
-def test_a_toy_finds_and_copies_in_longer_texts_after_the_stage_and_not_without_it(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, QUICK, lambda line: None)
-    lengths = (SHORT, LONG // 2)
-    before, control, after = (toy.found(run(), lengths) for run in (toy.short, toy.control, toy.long))
+def test_a_toy_finds_needles_in_longer_texts_after_the_stage_and_not_without_it(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, WHOLE, lambda line: None)
+    before, control, after = (toy.found(run(), (SHORT, LONG)) for run in (toy.short, toy.control, toy.long))
     print(before, control, after)
-    for kind in ("needle", "copy"):
-        assert before[SHORT][kind] > 0.3, "it has learnt the task"
-        assert after[LONG // 2][kind] > 0.2 + max(before[LONG // 2][kind], control[LONG // 2][kind])
+    assert before[SHORT]["needle"] > 0.7, "it has learnt the task; one of two would be chance"
+    # seen: 0.70 after 0.49 and 0.30; a share of 80 has an error of 0.055
+    assert after[LONG]["needle"] > 0.1 + max(before[LONG]["needle"], control[LONG]["needle"])
