@@ -142,7 +142,7 @@ def measure(folder: Path, mode: str, n_steps: int, rows: int, row_len: int) -> d
     update, seconds = OneProcess(loss, optimizer, "cpu"), []
     for step in range(n_steps + 1):
         began = time.perf_counter()
-        update([batch], 1.0, step, lambda batch: [])
+        update([batch], 1.0, lambda batch: [])
         seconds.append(time.perf_counter() - began)
     return {"seconds": seconds[1:], "trained": sum(each.numel() for each in optimizer.parameters.values())}
 

@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_names_conversations_and_leaves_the_checkpoint
 ) -> None:
     tables["optimizer"]["lr"] = 1e30
     tables["checkpoint"]["every_steps"] = 1
-    with pytest.raises(PunaError, match=r"step 1: the loss is not finite, documents chat\d"):
+    with pytest.raises(PunaError, match=r"step 2: the loss is not finite, documents chat\d"):
         tune(from_dict(with_lora(tables)), tmp_path / "run", silent)
     assert checkpoints(tmp_path / "run")[-1][0] == 1
 
