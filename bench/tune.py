@@ -140,7 +140,7 @@ def measure(folder: Path, mode: str, n_steps: int, rows: int, row_len: int) -> d
         pieces=((0,),) * rows,
     )
     update, seconds = OneProcess(loss, optimizer, "cpu"), []
-    for step in range(n_steps + 1):
+    for _ in range(n_steps + 1):
         began = time.perf_counter()
         update([batch], 1.0, lambda batch: [])
         seconds.append(time.perf_counter() - began)
