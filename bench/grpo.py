@@ -108,7 +108,12 @@ def supervised(base: str | Path, lessons: Path, run: Path, *, steps: int, lr: fl
         "data": {"chats": [str(lessons)], "store": str(run.parent / "store")},
         "objective": {"kind": "supervised"},
         "batch": {"rows": 8, "row_len": 512, "tiles": 96, "window": 512},
-        "schedule": {"steps": steps, "warmup_steps": 3, "decay_steps": max(steps // 4, 1), "final_fraction": 0.0},
+        "schedule": {
+            "steps": steps,
+            "warmup_steps": min(3, steps - 1),
+            "decay_steps": max(steps // 4, 1),
+            "final_fraction": 0.0,
+        },
         "loss": {"balance": 0.02, "chunk": 1024},
     }
     tables["optimizer"] = SETTLED["optimizer"] | {"lr": lr}
