@@ -55,6 +55,11 @@ class Mortals:
         self.processes[rank].kill()
         self.processes[rank].join()
 
+    def told_to_end(self) -> None:
+        """Asks all that are left to end, with SIGTERM."""
+        for process in self.processes:
+            process.terminate()
+
     def join(self) -> list[int | None]:
         """Returns the exit codes of all, when all have ended."""
         for process in self.processes:

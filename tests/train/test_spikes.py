@@ -134,8 +134,9 @@ def on_rank(tables: dict[str, Any], run: str) -> bool:
 def test_ranks_agree_on_what_is_left_out(
     two_ranks: Ranks, calm: dict[str, Any], tmp_path: Path, layout: dict[str, int]
 ) -> None:
+    """Two batches a step: the document that is not like the others is read once in ten steps."""
     calm["batch"]["accumulate"] = 2
-    calm["schedule"] |= {"steps": 16}
+    calm["schedule"] |= {"steps": 28}
     assert train(from_dict(calm), tmp_path / "one", silent).finished
     assert two_ranks.run(on_rank, calm | {"parallel": layout}, str(tmp_path / "two")) == [True, True]
     left_out = [

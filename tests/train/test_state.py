@@ -1,6 +1,7 @@
 """A checkpoint is whole, restores every bit, and belongs to one recipe and one set of documents."""
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,21 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(recipe: Recipe, tmp_path: P
     (home / name).write_bytes(content)
     with pytest.raises(WeightsError, match=r"is damaged; remove that folder"):
         resume(fresh(recipe), recipe, "digest", tmp_path)
+
+
+def test_as_many_are_kept_as_are_wished_and_one_before_a_damaged_one_is_used(
+    recipe: Recipe, tables: dict[str, Any], tmp_path: Path
+) -> None:
+    state, keeping = fresh(recipe), from_dict(tables | {"checkpoint": {"keep": 2}})
+    for state.step in (2, 4, 6):
+        save(state, keeping, "digest", tmp_path).wait()
+    assert [step for step, _ in checkpoints(tmp_path)] == [4, 6]
+    (tmp_path / f"{CHECKPOINT}-00000006" / ".metadata").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"\.metadata is damaged; remove that folder to go on from step 4"):
+        resume(fresh(recipe), recipe, "digest", tmp_path)
+    shutil.rmtree(tmp_path / f"{CHECKPOINT}-00000006")
+    restored = fresh(recipe)
+    assert resume(restored, recipe, "digest", tmp_path) and restored.step == 4
 
 
 def test_one_of_an_older_version_is_not_passed_over(recipe: Recipe, tmp_path: Path) -> None:

@@ -251,10 +251,10 @@ class Steps:
         reader = 0 if self.team.mesh is None else self.team.mesh.reader
         log = self.run_folder / LOG
         with (
+            _pause_requests() as pause,  # also while others are asked who is left, when torchrun ends all
             self.team.ends_together(self.run_folder, lambda: f"step {self.state.step + 1}"),
             room(self.run_folder),
             Stopwatch(self.recipe.energy, None if self.team.is_first_of_host else []) as self.watch,
-            _pause_requests() as pause,
             self.feed.opened(self.state.data, reader, readers) as batches,
             _log(log, self.state.step) if self.team.is_first else nullcontext() as file,
             opened(self._sinks, self.run_folder, self.state.step, self.recipe.to_dict()) as sinks,

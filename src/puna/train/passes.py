@@ -40,9 +40,10 @@ class Passes:
         if self._schedule is None:
             rows, row_len = inputs.ids.shape
             self._schedule = self._planned(n_batches, rows // n_batches, row_len)
+        given = {name: each for name, each in inputs._asdict().items() if len(each)}  # tiles may be none at all
         first = (inputs.ids,) if self.stage.is_first else ()
         target = {"target": inputs.targets} if self.stage.is_last else {}
-        self._schedule.step(*first, **target, **inputs._asdict())  # type: ignore[arg-type]
+        self._schedule.step(*first, **target, **given)  # type: ignore[arg-type]
 
     def _planned(self, n_batches: int, rows: int, row_len: int) -> Schedule1F1B:
         """What goes from stage to stage has one shape; told so, torch need not try it out with a forward."""

@@ -225,10 +225,15 @@ class ParallelRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecipe:
-    """When the state is written: at whichever comes first. Zero means never for that reason. Not part of the digest."""
+    """When the state is written: at whichever comes first. Zero means never for that reason. `keep`: how many of the
+    newest stay on disk. Not part of the digest."""
 
     every_steps: int = 0
     every_seconds: float = 300.0
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.keep > 0, "checkpoint.keep", self.keep, "positive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +312,7 @@ class Recipe:
     loss: LossRecipe
     compute: ComputeRecipe
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
-    checkpoint: CheckpointRecipe = CheckpointRecipe()
+    checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     spikes: SpikesRecipe = field(default_factory=SpikesRecipe)
     transfer: TransferRecipe | None = None
     lengthen: LengthenRecipe | None = None

@@ -92,10 +92,10 @@ class Stage(nn.Module):
         documents: Tensor,
         targets: Tensor,
         weights: Tensor,
-        tiles: Tensor,
+        tiles: Tensor | None = None,
     ) -> Tensor:
         """ids, positions, documents, targets int64 [B S] and weights float32 [B S] are whole rows, tiles uint8
-        [I 3 s s] theirs; x [B*S/context D] is what the stage before returned, anything in the first stage.
+        [I 3 s s] theirs, if any; x [B*S/context D] is what the stage before returned, anything in the first stage.
 
         Returns states [B*S/context D], or in the last stage the loss, float32 [1].
         """
@@ -117,9 +117,9 @@ class Stage(nn.Module):
         self.measured.append(Measured(nats, balance, load))
         return x
 
-    def _features(self, ids: Tensor, tiles: Tensor, own: slice) -> Tensor | None:
+    def _features(self, ids: Tensor, tiles: Tensor | None, own: slice) -> Tensor | None:
         """Returns the features [M D] of the patch tokens of this rank's stretch, in order."""
-        if not len(tiles):
+        if tiles is None or not len(tiles):
             return None
         with sdpa_kernel(SDPBackend.MATH):  # as in `next_token`
             features = self.model.embed_tiles(normalise(tiles).to(self.model.embedding.weight.dtype))

@@ -161,6 +161,7 @@ class Saving:
             "recent": asdict(state.recent),
         }
         self._home = run / f"{CHECKPOINT}-{state.step:08d}"
+        self._keep = recipe.checkpoint.keep
         self._group = group
         self._rank = 0 if group is None else distributed.get_rank()
         self._error: Exception | None = None
@@ -211,7 +212,7 @@ class Saving:
         _alike(group, lambda: self._complete(partial, hashes) if rank == 0 else None)
 
     def _complete(self, partial: Path, hashes: Mapping[str, str]) -> None:
-        """Gives a checkpoint its name when all of it is on disk, and removes the one before."""
+        """Gives a checkpoint its name when all of it is on disk, and removes those that need not be kept."""
         with (partial / STATE).open("w", encoding="utf-8") as file:
             json.dump(self._facts | {"files": hashes}, file)
             file.flush()
@@ -220,15 +221,14 @@ class Saving:
         shutil.rmtree(self._home, ignore_errors=True)
         os.replace(partial, self._home)
         _sync_folder(self._home.parent)
-        for _, other in checkpoints(self._home.parent):
-            if other != self._home:
-                shutil.rmtree(other, ignore_errors=True)
+        for _, other in checkpoints(self._home.parent)[: -self._keep]:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def save(
     state: TrainingState, recipe: RunRecipe, data_digest: str, run: str | Path, group: ProcessGroup | None = None
 ) -> Saving:
-    """Begins to write a checkpoint in folder `run`. The one before stays until the new one is on disk.
+    """Begins to write a checkpoint in folder `run`. Those before stay until the new one is on disk.
 
     `group`: all ranks, of which every one calls this, on a group of its own. They share the folder.
     """
@@ -309,7 +309,9 @@ def _facts(home: Path, group: ProcessGroup | None) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         damaged = [f"{STATE}: {error!r}"]
     if damaged := sorted(name for names in _all_of(damaged, group) for name in names):
-        raise WeightsError(f"checkpoint {home}: {damaged[0]} is damaged; remove that folder to go on from before")
+        older = [step for step, other in checkpoints(home.parent) if other != home]
+        where = f"go on from step {older[-1]}" if older else "begin anew; checkpoint.keep says how many are kept"
+        raise WeightsError(f"checkpoint {home}: {damaged[0]} is damaged; remove that folder to {where}")
     return facts
 
 
