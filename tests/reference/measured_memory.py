@@ -81,7 +81,7 @@ def serve(folder: Path, quantize: str, batch: int, context: int) -> None:
 
 
 def train(rows: int, row_len: int, matrices: str) -> None:
-    """Makes two updates of the toy in bfloat16, and saves a copy of the state beside them."""
+    """Makes two updates of the toy in float32, which torch computes: bfloat16 has C++ kernels on some processors."""
     from puna.model.transformer import Llama, initialise
     from puna.train.next_token import NextToken
     from puna.train.optim import Optimizer, cast
@@ -95,7 +95,7 @@ def train(rows: int, row_len: int, matrices: str) -> None:
         lr=1e-3, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0, matrices=matrices
     )
     optimizer = Optimizer(model.named_parameters(), recipe)
-    cast(model, torch.bfloat16)
+    cast(model, torch.float32)
     ids = torch.randint(3, 4000, (rows, row_len))
     batch = Batch(
         ids=ids,

@@ -75,7 +75,7 @@ def test_serving_takes_what_was_planned(checkpoint: Path, scheme: str, batch: in
 @pytest.mark.parametrize(("rows", "row_len", "matrices"), [(4, 512, "muon"), (2, 2048, "adamw")])
 def test_training_takes_what_was_planned(rows: int, row_len: int, matrices: str) -> None:
     found = measured("train", rows, row_len, matrices)
-    shape = Shape(rows=rows, row_len=row_len, chunk=256)
+    shape = Shape(rows=rows, row_len=row_len, itemsize=4, chunk=256)
     job = Job(config=toy(), layout=Training(), shape=shape, accumulate=1, matrices=matrices)  # type: ignore[arg-type]
     held = rank(job, Kept(toy(), job.layout, shape), 0, 0)
     planned = held.peak - held.saving
