@@ -6,17 +6,24 @@ Runs as a step of the installation (`hatch_build.py`), or by hand: python -m pun
 Only the standard library is used here: at installation there is no other.
 """
 
+import ctypes
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SOURCES = Path(__file__).with_name("native")
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"})
 COMMAND = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-pthread")
+
+
+Signatures = Mapping[str, tuple[tuple[Any, ...], Any]]
+"""Types of arguments and of the result, as ctypes has them, by the name of a function."""
 
 
 class CannotBuildError(Exception):
@@ -35,6 +42,21 @@ def library() -> Path:
     for file in _files():
         digest.update(file.read_bytes())
     return SOURCES / f"puna-{digest.hexdigest()[:16]}.so"
+
+
+def bound(signatures: Signatures) -> ctypes.CDLL | None:
+    """Returns the library with its functions declared, arguments and result by name; None where none was built."""
+    try:
+        path = library()
+    except CannotBuildError:
+        return None
+    if not path.exists():
+        return None
+    loaded = ctypes.CDLL(str(path))
+    for name, (arguments, result) in signatures.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, result
+    return loaded
 
 
 def build() -> Path:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from puna.kernels.build import CannotBuildError, library
+from puna.kernels.build import Signatures, bound
 from puna.kernels.experts import group_by_expert
 from puna.kernels.formats import GROUP, Int4, Int8
 from puna.shapes import sizes
@@ -413,15 +413,8 @@ def _loaded() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        path = library()
-    except CannotBuildError:
-        return None
-    if not path.exists():
-        return None
-    loaded = ctypes.CDLL(str(path))
     pointer, number, count = c_void_p, c_int64, c_int32
-    signatures = {
+    signatures: Signatures = {
         "puna_matrix_bytes": ((count, number, number), number),
         "puna_pack": ((count, pointer, pointer, number, number, pointer, count), None),
         "puna_quantize_int4": ((pointer, number, POINTER(c_float), count, pointer, pointer, count), None),
@@ -434,9 +427,9 @@ def _library() -> ctypes.CDLL | None:
         "puna_unmap": ((pointer, number), None),
         "puna_struct_bytes": ((count,), number),
     }
-    for name, (arguments, result) in signatures.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, result
+    loaded = bound(signatures)
+    if loaded is None:
+        return None
     for number_, structure in enumerate((Matrix, Delta, Deltas, Store, Layer, Model, Entry, Batch)):
         assert ctypes.sizeof(structure) == loaded.puna_struct_bytes(number_), f"{structure.__name__} differs from C++"
     return loaded

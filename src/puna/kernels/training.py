@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.kernels.build import CannotBuildError, library
+from puna.kernels.build import Signatures, bound
 from puna.shapes import sizes
 
 PANEL = 64
@@ -248,13 +248,6 @@ def _loaded() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        path = library()
-    except CannotBuildError:
-        return None
-    if not path.exists():
-        return None
-    loaded = ctypes.CDLL(str(path))
     pointer, number, count = c_void_p, c_int64, c_int32
     arguments = {
         "puna_swiglu": (pointer,) * 4 + (number,) * 3 + (pointer,) * 2,
@@ -265,10 +258,11 @@ def _library() -> ctypes.CDLL | None:
         "puna_squares": (pointer, count, number, pointer),
         "puna_adamw": (pointer, pointer, pointer, count, number, pointer, pointer, pointer),
     }
-    for name, types in arguments.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = (*types, count), None  # the last is the number of threads
-    loaded.puna_training_struct_bytes.restype = number
+    # the last argument of each is the number of threads
+    signatures: Signatures = {name: ((*types, count), None) for name, types in arguments.items()}
+    loaded = bound({**signatures, "puna_training_struct_bytes": ((count,), number)})
+    if loaded is None:
+        return None
     for place, structure in enumerate((AdamWStep, AttentionShape)):
         same = ctypes.sizeof(structure) == loaded.puna_training_struct_bytes(place)
         assert same, f"{structure.__name__} differs from C++"
