@@ -266,7 +266,7 @@ class LogRecipe:
     """Who is told of each step besides the run's own log: `sinks` of `train.sinks`. Not part of the digest.
 
     `peak_tflops` declares the most that one rank's processor computes, in 10^12 operations a second, for the
-    utilisation that the page shows; zero: taken from `plan.hardware` for a GPU that it knows.
+    utilisation that the page shows; zero: taken from `puna.hardware` for a GPU that it knows.
     """
 
     sinks: tuple[str, ...] = ()
