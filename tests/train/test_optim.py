@@ -102,6 +102,18 @@ def test_muon_equals_a_loop_over_single_matrices() -> None:
             )  # bfloat16 direction
 
 
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_what_looks_at_pictures_has_a_rate_of_its_own(matrices: str) -> None:
+    model = tiny_model()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    still = replace(RECIPE, matrices=matrices, weight_decay=0.0, vision_lr_scale=0.0)
+    optimizer = Optimizer(model.named_parameters(), still)
+    give_gradients(model, 0)
+    optimizer.step(1.0)
+    looks = {name for name in before if name.startswith(("vision.", "projector."))}
+    assert looks and looks == {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
+
+
 def test_masters_keep_what_bfloat16_parameters_cannot_hold() -> None:
     model = tiny_model()
     optimizer = Optimizer(model.named_parameters(), replace(RECIPE, lr=1e-6))

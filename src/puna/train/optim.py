@@ -116,7 +116,7 @@ class Optimizer:
         self.parameters = dict(parameters)
         self.step_count = 0
         matrices = {n: p for n, p in self.parameters.items() if is_matrix(n, p) and recipe.matrices == "muon"}
-        self.stacks = _stacks(matrices, scales)
+        self.stacks = _stacks(matrices, recipe, scales)
         self.groups = _groups({n: p for n, p in self.parameters.items() if n not in matrices}, recipe, scales)
 
     @torch.no_grad()
@@ -239,7 +239,7 @@ def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _stacks(matrices: Mapping[str, Tensor], scales: Mapping[str, Scale]) -> list[Stack]:
+def _stacks(matrices: Mapping[str, Tensor], recipe: OptimizerRecipe, scales: Mapping[str, Scale]) -> list[Stack]:
     """Groups matrices by shape and rate. Gate and up of an expert, stored as one [2F D], are two maps, made orthogonal
     apart."""
     by_shape: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}  # alike on all ranks, whose parts may be empty
@@ -249,7 +249,7 @@ def _stacks(matrices: Mapping[str, Tensor], scales: Mapping[str, Scale]) -> list
         rows = local(parameter).float()
         rows = rows.reshape(rows.shape[:-2].numel() * halves, rows.shape[-2] // halves, rows.shape[-1])
         shape = parameter.shape[-2] // halves, parameter.shape[-1]
-        lr_scale = scales.get(name, Scale()).muon
+        lr_scale = _lr_scale(name, recipe) * scales.get(name, Scale()).muon
         spread = parameter.dim(), getattr(parameter, "placements", None)  # whole experts, divided matrices
         by_shape.setdefault((shape, lr_scale, spread), []).append((name, rows))
     stacks = []
@@ -288,6 +288,8 @@ def _groups(parameters: Mapping[str, Tensor], recipe: OptimizerRecipe, scales: M
 
 
 def _lr_scale(name: str, recipe: OptimizerRecipe) -> float:
+    if name.startswith(("vision.", "projector.")):
+        return recipe.vision_lr_scale
     scales = {
         "embedding.weight": recipe.embedding_lr_scale,
         "head.weight": recipe.head_lr_scale,

@@ -72,13 +72,14 @@ class BatchRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerRecipe:
-    """Constants of Muon and AdamW. Both share `lr`; embedding, head and router may scale it. `matrices` says which of
-    them updates matrices; AdamW has all else."""
+    """Constants of Muon and AdamW. Both share `lr`; embedding, head, router and all that looks at pictures (tower and
+    projector) may scale it. `matrices` says which of them updates matrices; AdamW has all else."""
 
     lr: float
     embedding_lr_scale: float = 1.0
     head_lr_scale: float = 1.0
     router_lr_scale: float = 1.0
+    vision_lr_scale: float = 1.0
     weight_decay: float
     momentum: float
     beta1: float
@@ -375,7 +376,13 @@ class RunRecipe(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-_LATER: Mapping[str, Any] = {"transfer": None, "lengthen": None, "compute.matmul": "", "reinforce.look_every": 0}
+_LATER: Mapping[str, Any] = {
+    "transfer": None,
+    "lengthen": None,
+    "compute.matmul": "",
+    "optimizer.vision_lr_scale": 1.0,
+    "reinforce.look_every": 0,
+}
 """Tables and keys that came after the first runs, and what they are where they are not used."""
 
 
