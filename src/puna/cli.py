@@ -1225,10 +1225,11 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _made_plan(arguments: argparse.Namespace) -> "ServePlan | TrainPlan | TunePlan":
     from puna.meter import Site
     from puna.plan import plan
-    from puna.plan.activations import Shape
+    from puna.plan.activations import Shape, has_kernels
     from puna.plan.cluster import parse
     from puna.plan.serve import Asked
     from puna.plan.step import Assumed
+    from puna.plan.stored import scheme
     from puna.plan.train import Length
 
     name, config = arguments.model, _config(arguments.model)
@@ -1239,11 +1240,14 @@ def _made_plan(arguments: argparse.Namespace) -> "ServePlan | TrainPlan | TunePl
         here = hardware_here()
     cluster = parse(arguments.hardware, here)
     if arguments.task == "serve":
+        float_bytes, formats = _stored(name)
         asked = Asked(
             context=arguments.context,
             batch=arguments.batch or 1,
             scheme=arguments.quantize,
+            float_bytes=float_bytes,
             kv_dtype=arguments.kv_dtype,
+            stored=scheme(config, formats),
         )
         return plan.serve(name, config, cluster, asked)
     if arguments.task == "tune" and arguments.method != "full":
@@ -1253,7 +1257,12 @@ def _made_plan(arguments: argparse.Namespace) -> "ServePlan | TrainPlan | TunePl
         name,
         config,
         cluster,
-        Shape(rows=1, row_len=arguments.context, scores=not arguments.fused),
+        Shape(
+            rows=1,
+            row_len=arguments.context,
+            scores=not arguments.fused,
+            kernels=cluster.hardware.has_kernels and has_kernels(config.text),
+        ),
         arguments.batch or max(512, cluster.count),
         Assumed(numbers=arguments.numbers),
         Length(tokens=arguments.tokens, site=Site(pue=arguments.pue, location_kg_per_kwh=arguments.kg_per_kwh)),
@@ -1272,6 +1281,18 @@ def _config(model: str) -> "LlamaConfig":
     from puna.weights.checkpoint import open_config
 
     return open_config(Path(model))
+
+
+def _stored(model: str) -> tuple[int, dict[str, str]]:
+    """Returns how the files in a directory hold weights: bytes of a float, and formats of the parameters that are in
+    small numbers. Of a preset, or where there are no weights, floats are bfloat16."""
+    folder = Path(model)
+    if not any(found for pattern in ("*.safetensors", "consolidated*.pth") for found in folder.glob(pattern)):
+        return 2, {}
+    from puna.weights.source import open_source
+
+    source = open_source(folder)
+    return source.dtype.itemsize, source.formats
 
 
 # What commands share ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     python -m tests.reference.measured_memory load FOLDER [int4|int8|none]
     python -m tests.reference.measured_memory serve FOLDER QUANTIZE BATCH CONTEXT
-    python -m tests.reference.measured_memory train ROWS ROW_LEN MATRICES
+    python -m tests.reference.measured_memory train ROWS ROW_LEN MATRICES DTYPE
 
 Prints one JSON document: the bytes added to what interpreter, libraries and a first tiny model had taken.
 """
@@ -80,8 +80,8 @@ def serve(folder: Path, quantize: str, batch: int, context: int) -> None:
         engine.step()
 
 
-def train(rows: int, row_len: int, matrices: str) -> None:
-    """Makes two updates of the toy in float32, which torch computes: bfloat16 has C++ kernels on some processors."""
+def train(rows: int, row_len: int, matrices: str, dtype: torch.dtype) -> None:
+    """Makes two updates of the toy; where there are C++ kernels of a training step, they make those in bfloat16."""
     from puna.model.transformer import Llama, initialise
     from puna.train.next_token import NextToken
     from puna.train.optim import Optimizer, cast
@@ -95,7 +95,7 @@ def train(rows: int, row_len: int, matrices: str) -> None:
         lr=1e-3, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0, matrices=matrices
     )
     optimizer = Optimizer(model.named_parameters(), recipe)
-    cast(model, torch.float32)
+    cast(model, dtype)
     ids = torch.randint(3, 4000, (rows, row_len))
     batch = Batch(
         ids=ids,
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> None:
     elif what == "serve":
         serve(Path(rest[0]), rest[1], int(rest[2]), int(rest[3]))
     else:
-        train(int(rest[0]), int(rest[1]), rest[2])
+        train(int(rest[0]), int(rest[1]), rest[2], getattr(torch, rest[3]))
     print(json.dumps({"added": peak_resident_bytes() - before, "before": before}))
 
 

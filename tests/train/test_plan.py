@@ -10,11 +10,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from puna import cli
+from puna.kernels import training
+from puna.plan.activations import has_kernels
 from puna.plan.shares import Training, trained
 from puna.train import mesh as meshes
 from puna.train.loop import model_config
 from puna.train.passes import Passes
-from puna.train.plan import plan
+from puna.train.plan import job_of, plan
 from puna.train.recipe import ParallelRecipe, Recipe, from_dict, read
 from puna.train.shards import local
 from puna.train.spread import spread
@@ -120,6 +122,13 @@ def test_one_process_holds_what_was_planned(tables: dict[str, Any]) -> None:
     state, (held,) = begin(recipe, model_config(recipe)), plan(recipe, model_config(recipe)).ranks
     assert sum(each.nbytes for each in state.model.parameters()) == held.weights == held.gradients
     assert sum(each.nbytes for each in state.optimizer.tensors().values()) == held.optimizer == held.saving
+
+
+def test_a_processor_in_bfloat16_is_planned_with_its_kernels(tables: dict[str, Any]) -> None:
+    config = model_config(from_dict(tables))
+    wide = from_dict(tables | {"compute": tables["compute"] | {"dtype": "float32"}})
+    assert job_of(from_dict(tables), config).shape.kernels == (has_kernels(config.text) and training.available())
+    assert not job_of(wide, config).shape.kernels
 
 
 def test_activations_are_those_of_whole_layers_or_of_their_inputs_and_one_layer(tables: dict[str, Any]) -> None:

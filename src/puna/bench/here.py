@@ -1,6 +1,6 @@
 """This machine as hardware that plans can count with: its memory, and what a quick probe reads and multiplies.
 
-Source of the probes: `machine`; they take some seconds. Each is made a few times and the fastest counts.
+Source of the probes: `machine`, as `puna bench` makes them; they take some seconds.
 """
 
 import os
@@ -11,7 +11,8 @@ from puna.bench import machine
 from puna.hardware import Hardware
 from puna.kernels import native
 
-PROBE_RUNS, PROBES = 5, 3
+PRODUCTS = 7
+"""How often matrices are multiplied for their speed."""
 
 
 def hardware_here() -> Hardware:
@@ -21,7 +22,7 @@ def hardware_here() -> Hardware:
     return Hardware(
         name=f"{described.processor}, {described.n_threads} threads",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        read_bytes=max(machine.read_bytes_per_second(cpu, PROBE_RUNS, machine.READ_BYTES) for _ in range(PROBES)),
+        read_bytes=machine.read_bytes_per_second(cpu, machine.READS, machine.READ_BYTES),
         flops={
             "float32": _flops(torch.float32),
             "bfloat16": _flops(torch.bfloat16),
@@ -41,4 +42,4 @@ def hardware_here() -> Hardware:
 
 
 def _flops(dtype: torch.dtype) -> float:
-    return max(machine.flops(torch.device("cpu"), dtype, PROBE_RUNS, machine.GEMM_SIZE) for _ in range(PROBES))
+    return machine.flops(torch.device("cpu"), dtype, PRODUCTS, machine.GEMM_SIZE)

@@ -21,6 +21,10 @@ import torch
 READ_BYTES = 2**30
 """Memory to read for its speed: more than caches hold."""
 
+READS = 60
+"""How often it is read, two seconds of a processor. On a virtual machine its speed changes by a half within seconds,
+with what others on the same host do, and the speed of a model with it."""
+
 GEMM_SIZE = 2048
 """Rows and columns of the matrices to multiply for their speed."""
 

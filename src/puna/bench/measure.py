@@ -122,7 +122,7 @@ def measure(
     weights = work.weight_bytes(llama)
     whole = place.type == "cpu" and quantize != "fp8" and _is_small(config, weights)
     limits = work.Limits(
-        read_bytes=machine.read_bytes_per_second(place, runs, read_size),
+        read_bytes=machine.read_bytes_per_second(place, machine.READS, read_size),
         flops=machine.flops(place, torch.int8 if whole else llama.embedding.weight.dtype, runs, product_size),
     )
     figures = {

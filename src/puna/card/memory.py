@@ -33,11 +33,12 @@ class Numbers(NamedTuple):
     bits: int
     group: int = 0
     scale_bytes: int = 0
+    is_float: bool = False
 
 
 INT4 = Numbers(bits=4, group=32, scale_bytes=2)
 INT8 = Numbers(bits=8, scale_bytes=4)
-FP8 = Numbers(bits=8, scale_bytes=4)
+FP8 = Numbers(bits=8, scale_bytes=4, is_float=True)
 META_INT4 = Numbers(bits=4, group=128, scale_bytes=4)
 
 EXPERTS: frozenset[Part] = frozenset({"routed_experts", "shared_experts"})
@@ -48,11 +49,12 @@ DECODER: frozenset[Part] = EXPERTS | {"attention", "dense", "head"}
 class Scheme:
     """Which parts are stored in which small numbers; whatever is not named stays a float, as do vectors.
 
-    `keeps_ends`: the first and the last layer of the decoder stay floats too.
+    `keeps_ends`: the first and the last layer of the decoder stay floats too; `kept`: these weights do, by name.
     """
 
     small: Mapping[Part, Numbers]
     keeps_ends: bool = False
+    kept: frozenset[str] = frozenset()
 
 
 SCHEMES: Mapping[str, Scheme] = {
@@ -68,7 +70,7 @@ SCHEMES: Mapping[str, Scheme] = {
 
 def weight_bytes(weight: Weight, scheme: Scheme, float_bytes: int, n_layers: int) -> int:
     """Returns the bytes of one parameter, scales included. `float_bytes`: of a number that is not made small."""
-    kept = scheme.keeps_ends and weight.layer in (0, n_layers - 1)
+    kept = weight.name in scheme.kept or (scheme.keeps_ends and weight.layer in (0, n_layers - 1))
     numbers = scheme.small.get(weight.part)
     if numbers is None or kept or len(weight.shape) < 2:
         return weight.size * float_bytes

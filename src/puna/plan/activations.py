@@ -4,16 +4,25 @@ In: a configuration, a layout and the shape of a batch. Out: what autograd saves
 microseconds, so that hundreds of layouts can be compared. `tests/reference/activations.py` measures the same on the
 model's own code, and a test holds the two together. Experts are taken as evenly loaded; what kernels need besides while
 they run is not counted. `scores` says whether attention keeps its scores, as puna's trainer does (`train.banded`), or
-computes them again as fused kernels do.
+computes them again as fused kernels do; `kernels`, that the C++ kernels of a training step run (`kernels.training`):
+attention without scores, gate and up of the experts in panels, logits that become their own gradients.
 """
 
 from dataclasses import dataclass
 
-from puna.config import LlamaConfig
+from puna.config import LlamaConfig, TextConfig
 from puna.plan.shares import Training
 
 WIDE = 4
 """Bytes of a float32 number, in which norms, softmax and the loss are computed."""
+
+PANEL, LANES, UNIT = 64, 16, 32
+"""Of the C++ kernels: rows of an expert that lie together; what widths of heads, and of experts, are multiples of."""
+
+
+def has_kernels(text: TextConfig) -> bool:
+    """Returns whether the C++ kernels of a training step take a decoder of these widths."""
+    return text.head_dim % LANES == 0 and text.width % UNIT == 0 and text.expert_width % UNIT == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +35,7 @@ class Shape:
     itemsize: int = 2
     chunk: int = 1024
     scores: bool = True
+    kernels: bool = False
 
 
 class Kept:
@@ -43,7 +53,7 @@ class Kept:
         self._tokens = tokens
         self.state = tokens * text.width * shape.itemsize
         vocabulary = text.vocab_size // layout.tensor
-        logits = min(shape.chunk, tokens) * vocabulary * (WIDE + WIDE + shape.itemsize)
+        logits = min(shape.chunk, tokens) * vocabulary * (shape.itemsize + (0 if shape.kernels else 2 * WIDE))
         self.head = self.state + vocabulary * text.width * WIDE + logits
         self.tower = self._tower()
 
@@ -55,6 +65,9 @@ class Kept:
             k, width = text.n_active_experts, text.expert_width
             shared = 4 * width // self._layout.tensor * b
             routed = k * (2 * text.width + 4 * width) // self._layout.tensor * b
+            if self._shape.kernels:
+                last = PANEL * text.n_experts / self._layout.expert / self._tokens  # panels that are not full
+                routed = round(3 * k * text.width + 2 * width * (k + last)) // self._layout.tensor * b
             forward = shared + routed + k * 24
         else:
             forward = 4 * text.dense_width // self._layout.tensor * b
@@ -65,7 +78,7 @@ class Kept:
         text, b, tensor = self._config.text, self._shape.itemsize, self._layout.tensor
         N, K, H = text.n_heads // tensor, text.n_kv_heads // tensor, text.head_dim
         normed = (N + K) * (H + 1) * WIDE if text.qk_norm and index in text.rope_layers else 0
-        if not self._shape.scores:
+        if not self._shape.scores or (self._shape.kernels and self._layout.context == 1):
             return normed + b * (2 * N + 2 * K) * H + N * WIDE
         chunk, row, stretches = text.chunk_len_of(index), self._shape.row_len, self._layout.context
         if stretches > 1:  # keys of all stretches, for each query head its own copy, in float32

@@ -9,7 +9,7 @@ from typing import Any
 
 from puna.card import memory, params
 from puna.config import LlamaConfig
-from puna.plan import search, tuning
+from puna.plan import search, stored, tuning
 from puna.plan.activations import Shape
 from puna.plan.cluster import Cluster
 from puna.plan.search import Found
@@ -39,9 +39,9 @@ class ServePlan:
             "model": self.model,
             "fits": self.found.fits,
             "hardware": hardware_json(self.cluster),
-            "asked": asdict(self.asked),
+            "asked": asked_json(self.asked),
             "parameters": params.count(self.config).to_json(),
-            "weights_bytes": memory.by_part(self.config, memory.SCHEMES[self.asked.scheme], self.asked.float_bytes),
+            "weights_bytes": memory.by_part(self.config, self.asked.numbers, self.asked.float_bytes),
             "layout": asdict(best.layout) | {"world": best.layout.world},
             **best.to_json(),
             "refused": self.found.refused_json(),
@@ -52,8 +52,10 @@ class ServePlan:
         best, asked, cluster = self.found.best, self.asked, self.cluster
         count, fullest = params.count(self.config), best.fullest
         rows = [
-            f"{self.model} on {cluster.count} x {cluster.hardware.name}, weights {asked.scheme}, "
-            f"{asked.batch} sequences of {asked.context:,} tokens",
+            f"{self.model} on {cluster.count} x {cluster.hardware.name}, {asked.batch} sequences of "
+            f"{asked.context:,} tokens",
+            f"reading        {cluster.hardware.read_bytes / 1e9:,.1f} GB a second, {cluster.hardware.source}",
+            f"weights        {stored.words(asked.numbers)}",
             f"parameters     {count.total / 1e9:,.2f} B, {count.activated / 1e9:,.2f} B a token",
             f"layout         {divided(best.layout)}",
             f"fits           {'yes' if self.found.fits else 'no'}: rank {fullest.rank} is the fullest, "
@@ -210,6 +212,12 @@ def divided(layout: Serving | Training) -> str:
     """Returns a layout in words."""
     rows = [name if n is True else f"{name} {n}" for name, n in asdict(layout).items() if n > 1 or n is True]
     return " x ".join(rows) or "one rank"
+
+
+def asked_json(asked: Asked) -> dict[str, Any]:
+    """Returns what is to be served, with the bits of each part that is small."""
+    told = {name: getattr(asked, name) for name in ("context", "batch", "scheme", "float_bytes", "kv_dtype")}
+    return told | {"bits": {part: numbers.bits for part, numbers in asked.numbers.small.items()}}
 
 
 def hardware_json(cluster: Cluster) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from puna.card import memory
 from puna.card.memory import Scheme
 from puna.config import LlamaConfig, TextConfig
 from puna.hardware import Hardware, Numbers
-from puna.plan import forward
+from puna.plan import forward, stored
 from puna.plan.cluster import Cluster
 from puna.plan.floor import keys_read, weights_read
 from puna.plan.forward import MAX_STEP_TOKENS
@@ -39,13 +39,22 @@ estimates against measurements."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is to be served: `batch` sequences of up to `context` positions each, in which numbers."""
+    """What is to be served: `batch` sequences of up to `context` positions each, in which numbers.
+
+    `stored`: how files hold the weights, whose floats have `float_bytes`; `scheme`: what `--quantize` makes of them.
+    """
 
     context: int
     batch: int
     scheme: str = "none"
     float_bytes: int = 2
     kv_dtype: str = "bfloat16"
+    stored: Scheme = memory.SCHEMES["none"]
+
+    @property
+    def numbers(self) -> Scheme:
+        """The weights as they are served."""
+        return stored.changed(self.stored, self.scheme)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +133,7 @@ class Served:
 def serve(config: LlamaConfig, cluster: Cluster, layout: Serving, asked: Asked) -> Served:
     """Returns what a layout takes and allows. It must divide the model (`shares.check_serving`)."""
     hardware, element = cluster.hardware, KV_BYTES[asked.kv_dtype]
-    scheme = memory.SCHEMES[asked.scheme]
+    scheme = asked.numbers
     each = math.ceil(asked.batch / layout.replicate)
     ranks = tuple(_rank(config, hardware, layout, asked, scheme, stage, each) for stage in range(layout.pipeline))
     room = [hardware.memory_bytes - rank.total + rank.kv for rank in ranks]
@@ -157,7 +166,7 @@ def _rank(
         weights[weight.part] = weights.get(weight.part, 0) + n_bytes
     text = _share(config.text, layout, stage)
     share, tokens = replace(config, text=text), forward.step_tokens(text, sequences, asked.context)
-    if hardware.has_kernels and "fp8" not in asked.scheme:  # which they do not know
+    if hardware.has_kernels and not any(each.is_float for each in scheme.small.values()):  # which they do not know
         step = forward.kernels_bytes(share, tokens, sequences, scheme, asked.float_bytes)
     else:
         step = forward.torch_bytes(share, tokens, sequences, asked.float_bytes)
@@ -214,11 +223,17 @@ def _flops(text: TextConfig, with_head: bool) -> float:
     return 2.0 * (layers + (text.vocab_size * D if with_head else 0))
 
 
-def numbers_of(scheme: str, hardware: Hardware) -> Numbers:
-    """Returns in which numbers products are made: in 8 bits where weights and hardware have them, else in floats."""
-    if scheme in ("fp8", "fp8-experts") and "fp8" in hardware.flops:
-        return "fp8"
-    return "int8" if scheme == "int8" and hardware.is_cpu and "int8" in hardware.flops else "bfloat16"
+def numbers_of(scheme: Scheme, hardware: Hardware) -> Numbers:
+    """Returns in which numbers products are made: in 8 bits where weights and hardware have them, else in floats.
+
+    A processor that takes four bits apart first loses about what whole numbers of eight save.
+    """
+    experts = scheme.small.get("routed_experts", scheme.small.get("dense"))
+    if experts is None or experts.bits != 8:
+        return "bfloat16"
+    if experts.is_float:
+        return "fp8" if "fp8" in hardware.flops else "bfloat16"
+    return "int8" if hardware.is_cpu and "int8" in hardware.flops else "bfloat16"
 
 
 def _prefill(
@@ -226,7 +241,7 @@ def _prefill(
 ) -> Phase:
     """The phase that reads a prompt of `context` tokens: one step of so many tokens on every stage."""
     hardware, tokens = cluster.hardware, max(1, asked.context)
-    rate = hardware.rate(numbers_of(asked.scheme, hardware))
+    rate = hardware.rate(numbers_of(asked.numbers, hardware))
     steps = math.ceil(tokens / MAX_STEP_TOKENS)
     stages = []
     for stage, rank in enumerate(ranks):
@@ -245,7 +260,7 @@ def _decode(
 ) -> Phase:
     """The phase that writes: a token for each sequence. Stages work on as many groups of sequences in turn."""
     hardware, element = cluster.hardware, KV_BYTES[asked.kv_dtype]
-    rate = hardware.rate(numbers_of(asked.scheme, hardware))
+    rate = hardware.rate(numbers_of(asked.numbers, hardware))
     groups = min(layout.pipeline, sequences)
     at_once = math.ceil(sequences / groups)
     stages = []

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from puna.config import LlamaConfig
+from puna.kernels import training as kernels
 from puna.model.count import count_parameters, shapes
 from puna.plan import training
-from puna.plan.activations import Kept, Shape
+from puna.plan.activations import Kept, Shape, has_kernels
 from puna.plan.shares import Training
 from puna.plan.training import MASTER, Held, Job
 from puna.train import mesh
@@ -100,10 +101,18 @@ def job_of(recipe: Recipe, config: LlamaConfig) -> Job:
             tiles=recipe.batch.tiles,
             itemsize=getattr(torch, recipe.compute.dtype).itemsize,
             chunk=recipe.loss.chunk,
+            kernels=_has_kernels(recipe, config),
         ),
         accumulate=recipe.batch.accumulate,
         matrices="muon" if recipe.optimizer.matrices == "muon" else "adamw",
     )
+
+
+def _has_kernels(recipe: Recipe, config: LlamaConfig) -> bool:
+    """Returns whether the C++ kernels of a step will run: on a processor, in bfloat16, where they are built."""
+    compute = recipe.compute
+    wanted = compute.device == "cpu" and compute.dtype == "bfloat16" and not compute.matmul
+    return wanted and has_kernels(config.text) and kernels.available()
 
 
 def table(plan: Plan, memory: int) -> str:

@@ -68,6 +68,12 @@ class Source:
         """Bytes of the files that one parameter takes."""
         return sum(p.n_elements * entry.dtype.itemsize for p in self.pieces[name] for entry in p.stored)
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """The formats of the parameters that are stored in small numbers: "int4", "int8" or "fp8" by name."""
+        kinds = {name: self.kind_of(name) for name in self.pieces}
+        return {name: kind.__name__.lower() for name, kind in kinds.items() if kind is not None}
+
     def files(self, names: Iterable[str]) -> set[Path]:
         """Returns the files that hold these parameters, their scales included."""
         pieces = (piece for name in names for piece in self.pieces[name])
@@ -89,6 +95,11 @@ class Source:
                 tensor.copy_(resample_positions(tensor))
         return tensor
 
+    def kind_of(self, name: str) -> type[Small] | None:
+        """Returns the format of small numbers in which `read_stored` gives a parameter; None for a plain tensor."""
+        kinds = {_kind(piece, self.shapes[name][-1]) for piece in self.pieces[name]}
+        return kinds.pop() if len(kinds) == 1 else None
+
     def read_stored(self, name: str, staging: Staging, device: torch.device | str = "cpu") -> Tensor | Small:
         """Returns one parameter in small numbers if it is stored in them, its numbers unchanged, otherwise as `read`.
 
@@ -96,9 +107,8 @@ class Source:
         published files. What no format of ours can hold comes as `read` has it: several scales along the columns of
         eight bits (Meta's fp8 cut into shards), groups of fewer than 32 columns.
         """
-        kinds = {_kind(piece, self.shapes[name][-1]) for piece in self.pieces[name]}
-        kind = kinds.pop()
-        if kind is None or kinds:
+        kind = self.kind_of(name)
+        if kind is None:
             return self.read(name, staging, device)
         *leading, width = self.shapes[name]
         small = _empty(kind, leading, width, device)
