@@ -5,6 +5,7 @@ needed to judge a number: where it comes from, how sure it is, and what it must 
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,17 @@ from typing import Any
 
 from puna.errors import ConfigError
 from puna.host import Host
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, also where the process is killed or the machine goes down meanwhile."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
 
 RESULTS = "results.json"
 """The file of a run that holds its evaluations, in the order in which they ran."""
@@ -129,9 +141,7 @@ def read_energy(path: Path) -> tuple[Energy, ...]:
 
 def write_energy(path: Path, records: Sequence[Energy]) -> None:
     """Writes the file of a run, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), "utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
 
 
 RECORDS = "records"
@@ -207,7 +217,5 @@ def read_training(path: Path) -> tuple[Training, ...]:
 
 def write_training(path: Path, runs: Sequence[Training]) -> None:
     """Writes the file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
     document = {"runs": [asdict(run) for run in runs]}
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -21,6 +21,17 @@ PAIRS: list[dict[str, Any]] = [
     {"id": f"pair{i}", "prompt": f"sun {i}?", "chosen": "grass " * (1 + i % 3), "rejected": "herd"} for i in range(8)
 ]
 
+TASKS: list[dict[str, Any]] = [
+    {
+        "id": f"task{i}",
+        "source": ("odd", "even")[i % 2],
+        "messages": [{"role": "user", "content": f"sun {i}?"}],
+        "answer": {"kind": "format", "pattern": ".*"},
+    }
+    for i in range(6)
+]
+"""Whoever ends a reply is right."""
+
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
     """Writes one object a line."""

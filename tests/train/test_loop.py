@@ -20,8 +20,9 @@ from puna.records import ENERGY, read_energy
 from puna.train.instructions import arithmetic
 from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
-from puna.train.state import STATE, TrainingState, begin, checkpoints, resume
+from puna.train.state import STATE, checkpoints
 from puna.weights.checkpoint import load
+from tests.train.runs import assert_same_checkpoint, lines_so_far, losses, restored
 
 ROOT = Path(__file__).parents[2]
 STORYBOOKS = ROOT.parent / "shared" / "corpus" / "asp"
@@ -37,29 +38,6 @@ train(from_dict(json.loads(sys.argv[1])), sys.argv[2], lambda line: None)
 def deterministic_only_here() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def restored(run: Path) -> TrainingState:
-    """The state of a run's checkpoint."""
-    ((_, home),) = checkpoints(run)
-    facts = json.loads((home / STATE).read_text(encoding="utf-8"))
-    recipe = from_dict(facts["recipe"])
-    state = begin(recipe, model_config(recipe))
-    assert resume(state, recipe, facts["data_digest"], run)
-    return state
-
-
-def assert_same_checkpoint(one: Path, other: Path) -> None:
-    a, b = restored(one), restored(other)
-    assert (a.step, a.data, a.tokens) == (b.step, b.data, b.tokens)
-    left, right = a.optimizer.tensors(), b.optimizer.tensors()
-    assert len(left) > 50 and left.keys() == right.keys()
-    assert all(tensor.equal(right[name]) for name, tensor in left.items())
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +123,7 @@ def test_killing_the_process_at_any_moment_changes_nothing(
     argv = [sys.executable, "-c", RUNNER, json.dumps(tables), str(run)]
     for wanted, delay in ((2, 0.0), (5, 0.03), (7, 0.01)):
         process = subprocess.Popen(argv)
-        while process.poll() is None and len(losses_so_far(run)) < wanted:
+        while process.poll() is None and len(lines_so_far(run)) < wanted:
             time.sleep(0.005)
         time.sleep(delay)
         process.kill()
@@ -153,10 +131,6 @@ def test_killing_the_process_at_any_moment_changes_nothing(
     subprocess.run(argv, check=True)
     assert_same_checkpoint(run, expected)
     assert losses(run) == losses(expected)
-
-
-def losses_so_far(run: Path) -> list[str]:
-    return (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []
 
 
 @pytest.mark.slow
@@ -211,7 +185,7 @@ def kill_and_resume(argv: Sequence[str], run: Path, env: dict[str, str], behind:
         process = subprocess.Popen(argv, env=env)
         if n_lines == 0:
             time.sleep(20)
-        while process.poll() is None and len(losses_so_far(run)) < n_lines:
+        while process.poll() is None and len(lines_so_far(run)) < n_lines:
             time.sleep(0.02)
         process.kill()
         assert process.wait() == -signal.SIGKILL  # it was still running

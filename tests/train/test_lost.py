@@ -1,6 +1,5 @@
 """Ranks are killed at any moment: the others say whom they lost and end, and the run goes on with the same bits."""
 
-import json
 import os
 import random
 import shutil
@@ -8,11 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -21,8 +18,7 @@ from torch.distributed import HashStore
 from puna.train.lost import RollCall
 from puna.train.state import checkpoints
 from tests.reference.mortal import PATIENCE, Mortals
-from tests.reference.tiny import write_tiny_checkpoint
-from tests.train.test_loop import assert_same_checkpoint, losses, losses_so_far
+from tests.train.runs import Command, assert_same_checkpoint, losses, of_texts
 
 STEPS = 40
 KILLS = 20
@@ -54,69 +50,18 @@ def test_ranks_that_all_left_word_are_not_waited_for() -> None:
 @pytest.fixture
 def toy(tables: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """Tables of two ranks that share every weight and deal out the experts; steps take milliseconds."""
-    model = write_tiny_checkpoint(tmp_path / "tiny", vision=False)
     draw = random.Random(5)
-    lines = []
-    for number in range(40):
-        words = " ".join(draw.choice(("llama", "grass", "sun", "herd")) for _ in range(draw.randint(1, 6)))
-        content = [{"type": "text", "text": words}]
-        lines.append(json.dumps({"id": f"d{number}", "source": "text", "content": content}) + "\n")
-    (tmp_path / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    texts = {
+        f"d{number}": " ".join(draw.choice(("llama", "grass", "sun", "herd")) for _ in range(draw.randint(1, 6)))
+        for number in range(40)
+    }
+    tables = of_texts(tables, texts, tmp_path)
+    tables["batch"] |= {"accumulate": 4}
     return tables | {
-        "model": {"preset": str(model / "config.json"), "seed": 1},
-        "data": tables["data"]
-        | {
-            "documents": str(tmp_path / "train.jsonl"),
-            "held_out": "",
-            "tokenizer": str(model / "tokenizer.json"),
-        },
-        "batch": {"rows": 1, "row_len": 64, "tiles": 0, "window": 8, "accumulate": 4},
         "schedule": tables["schedule"] | {"steps": STEPS},
         "parallel": {"shard": 2, "expert": 2},
         "checkpoint": {"every_steps": 3, "every_seconds": 0},
     }
-
-
-class Command:
-    """`puna train` with a recipe, on its ranks; each start has a folder for what the ranks say."""
-
-    def __init__(self, tables: dict[str, Any], folder: Path) -> None:
-        parallel = tables["parallel"]
-        self.world = int(parallel.get("shard", 1) * parallel.get("context", 1))
-        self.folder, self.run, self.starts = folder, folder / "run", 0
-        folder.mkdir()
-        self.arguments = ["train", str(_written(tables, folder / "recipe.toml")), "--folder", str(self.run)]
-
-    def start(self, largest: Mapping[int, int] = MappingProxyType({})) -> Mortals:
-        self.starts += 1
-        return Mortals(self.world, self.folder / f"start-{self.starts}", self.arguments, largest)
-
-    def said(self, rank: int) -> str:
-        """What a rank of the last start has said."""
-        file = self.folder / f"start-{self.starts}" / f"rank-{rank}.txt"
-        return file.read_text(encoding="utf-8") if file.exists() else ""
-
-    @property
-    def n_logged(self) -> int:
-        return len(losses_so_far(self.run))
-
-    def has_come_to(self, step: int, writes: bool) -> bool:
-        """Whether this start trains, so many steps are logged and, if that is wished, a checkpoint is being written."""
-        is_on = "resumed at" in self.said(0) or "step 1/" in self.said(0)
-        return is_on and self.n_logged >= step and (self.is_writing or not writes)
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a checkpoint is half on disk."""
-        return any(self.run.glob("*.partial"))
-
-
-def _written(tables: dict[str, Any], file: Path) -> Path:
-    lines = [
-        f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items()) for name, table in tables.items()
-    ]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
 
 
 @pytest.mark.slow

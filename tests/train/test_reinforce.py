@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from puna.errors import ConfigError, PromptError
+from puna.errors import ConfigError, PromptError, PunaError
 from puna.model.transformer import Llama
 from puna.prompt.render import Prompt
 from puna.train.pack import DataState
@@ -19,21 +19,8 @@ from puna.train.tune_recipe import TuneRecipe, from_dict
 from puna.train.workbench import Workbench, open_bench
 from puna.weights.checkpoint import load
 from tests.reference.ranks import Ranks
-from tests.train.chat_lines import write_lines
-
-TASKS: list[dict[str, Any]] = [
-    {
-        "id": f"task{i}",
-        "source": ("odd", "even")[i % 2],
-        "messages": [{"role": "user", "content": f"sun {i}?"}],
-        "answer": {"kind": "format", "pattern": "[a-m].*"},
-    }
-    for i in range(6)
-]
-
-
-def silent(line: str) -> None:
-    """Nothing."""
+from tests.train.chat_lines import TASKS, write_lines
+from tests.train.runs import lines, losses, silent
 
 
 def recipe_of(tiny: Path, folder: Path, **reinforce: Any) -> TuneRecipe:
@@ -133,8 +120,8 @@ def test_a_round_is_drawn_again_as_it_was_and_read_where_it_is_half_learnt(bench
         bench.model.norm.weight.mul_(1.5)  # half a round later the weights are others
     ((half, _),) = batches_of(bench, 1, drawn[2][1])
     assert torch.equal(half.told, drawn[3][0].told) and torch.equal(half.routes, drawn[3][0].routes)
-    lines = json.loads((bench.run / ROUNDS / "000000.json").read_text())
-    assert {"id", "advantage", "times", "old", "base", "sample"} == set(lines["parts"][0][0])
+    written = json.loads((bench.run / ROUNDS / "000000.json").read_text())
+    assert {"id", "advantage", "times", "old", "base", "sample"} == set(written["parts"][0][0])
 
 
 def test_a_round_that_is_learnt_from_once_needs_no_reading_before(bench: Workbench) -> None:
@@ -212,9 +199,41 @@ def test_a_run_that_was_paused_ends_with_the_same_weights(tiny: Path, tmp_path: 
     whole, paused = run("whole"), run("paused", 3)
     for (name, one), (_, other) in zip(whole.named_parameters(), paused.named_parameters(), strict=True):
         assert torch.equal(one, other), name
-    lines = [json.loads(line) for line in (tmp_path / "paused" / REWARDS).read_text().splitlines()]
-    assert [(line["when"], line["step"]) for line in lines] == [("before", 0), ("between", 2), ("after", 4)]
-    assert set(lines[0]["sources"]) == {"odd", "even"}
+    told = [json.loads(line) for line in (tmp_path / "paused" / REWARDS).read_text().splitlines()]
+    assert [(line["when"], line["step"]) for line in told] == [("before", 0), ("between", 2), ("after", 4)]
+    assert set(told[0]["sources"]) == {"odd", "even"}
+
+
+def test_a_round_whose_rewards_are_no_numbers_is_left_out_and_named_also_by_a_run_that_was_stopped(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """As of a judge that divides by nothing, once among six tasks."""
+
+    def strange(reply: str, answer: object, tools: object) -> float:
+        assert isinstance(answer, dict)
+        return float("nan") if answer.get("strange") else length(reply, answer, tools)
+
+    tables = tables_of(tiny, tmp_path, prompts=1)
+    answer = {"kind": "strange", "strange": True}
+    write_lines(tmp_path / "tasks.jsonl", [*TASKS[:3], TASKS[3] | {"answer": answer}])
+    run, stopped, judges = tmp_path / "run", tmp_path / "stopped", JUDGES | {"strange": strange}
+    tables["checkpoint"] = {"every_steps": 1, "every_seconds": 0}
+    skip = tables | {"spikes": {"action": "skip"}}
+    assert tune(from_dict(skip), run, silent, judges).finished
+    (spike,) = [line for line in lines(run) if "skipped" in line]
+    assert spike["documents"] == ["task3"] and spike["learnt"] == 0 and spike["reward"] is None
+    with pytest.raises(PunaError, match=rf"step {spike['step']}: the loss is not finite, documents task3; lower"):
+        tune(from_dict(tables), stopped, silent, judges)
+    assert tune(from_dict(skip), stopped, silent, judges).finished
+    weights = [(each / "model" / "model.safetensors").read_bytes() for each in (run, stopped)]
+    assert weights[0] == weights[1] and losses(run) == losses(stopped)
+
+
+def test_a_model_that_its_steps_ruined_is_said_to_be(tiny: Path, tmp_path: Path) -> None:
+    tables = tables_of(tiny, tmp_path)
+    tables["optimizer"]["lr"] = 1e30
+    with pytest.raises(PunaError, match=r"model of step 1 cannot reply \(logits are not finite\): lower optimizer.lr"):
+        tune(from_dict(tables), tmp_path / "run", silent, JUDGES)
 
 
 def test_layers_that_are_computed_again_send_tokens_where_they_went(bench: Workbench) -> None:

@@ -12,7 +12,8 @@ from puna.errors import ConfigError
 from puna.train.loop import train
 from puna.train.recipe import from_dict
 from puna.train.samples import SAMPLES
-from tests.train.test_loop import assert_same_checkpoint, deterministic_only_here  # noqa: F401  (a fixture)
+from tests.train.runs import assert_same_checkpoint
+from tests.train.test_loop import deterministic_only_here  # noqa: F401  (a fixture)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

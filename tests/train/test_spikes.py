@@ -1,6 +1,5 @@
 """Steps that would do harm are told from others, named by their documents, and end the run or are left out."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,12 @@ import numpy as np
 import pytest
 
 from puna.errors import PunaError
-from puna.train.loop import LOG, train
+from puna.train.loop import train
 from puna.train.pack import Order
 from puna.train.recipe import SpikesRecipe, from_dict
 from puna.train.spikes import Limits, Recent
 from tests.reference.ranks import Ranks
-from tests.reference.tiny import write_tiny_checkpoint
-from tests.train.test_loop import assert_same_checkpoint
+from tests.train.runs import assert_same_checkpoint, lines, of_texts, silent
 
 STRANGE = "strange"
 """The one document that is not like the others."""
@@ -58,35 +56,15 @@ def test_what_is_wrong_is_said(loss: float, norm: float, said: str) -> None:
 @pytest.fixture
 def calm(tables: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """Twenty documents, one a step, which are equal but for the sixteenth to be read."""
-    model = write_tiny_checkpoint(tmp_path / "tiny", vision=False)
     unlike = Order(np.zeros(20, dtype=np.int64), [1.0], tables["data"]["seed"]).epoch(0)[15]
-    lines = []
-    for number in range(20):
-        words = "Q7#?@&%!~^*+" if number == unlike else "llama llamas"
-        name = STRANGE if number == unlike else f"d{number}"
-        lines.append(json.dumps({"id": name, "content": [{"type": "text", "text": words}]}) + "\n")
-    (tmp_path / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    texts = [("Q7#?@&%!~^*+", STRANGE) if number == unlike else ("llama llamas", f"d{number}") for number in range(20)]
+    tables = of_texts(tables, {name: text for text, name in texts}, tmp_path)
+    tables["batch"] |= {"row_len": 16, "window": 1}
     return tables | {
-        "model": {"preset": str(model / "config.json"), "seed": 1},
-        "data": tables["data"]
-        | {
-            "documents": str(tmp_path / "train.jsonl"),
-            "held_out": "",
-            "tokenizer": str(model / "tokenizer.json"),
-        },
-        "batch": {"rows": 1, "row_len": 16, "tiles": 0, "window": 1},
         "schedule": tables["schedule"] | {"steps": 20},
         "checkpoint": {"every_steps": 6, "every_seconds": 0},
         "spikes": {"action": "skip", "sigma": 6.0, "window": 8},
     }
-
-
-def log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
-
-
-def silent(line: str) -> None:
-    """Nobody listens."""
 
 
 def test_a_step_that_is_far_above_the_others_is_left_out_and_named_also_by_a_run_that_was_stopped(
@@ -94,9 +72,9 @@ def test_a_step_that_is_far_above_the_others_is_left_out_and_named_also_by_a_run
 ) -> None:
     run, stopped = tmp_path / "run", tmp_path / "stopped"
     assert train(from_dict(calm), run, silent).finished
-    (spike,) = [line for line in log(run) if "skipped" in line]
+    (spike,) = [line for line in lines(run) if "skipped" in line]
     assert spike["documents"] == [STRANGE] and spike["learnt"] == 0 and spike["tokens"] > 0
-    assert "the loss is" in spike["skipped"] and spike["loss"] > 2 * log(run)[spike["step"]]["loss"]
+    assert "the loss is" in spike["skipped"] and spike["loss"] > 2 * lines(run)[spike["step"]]["loss"]
 
     calm["spikes"] |= {"action": "stop"}
     with pytest.raises(PunaError, match=rf"step {spike['step']}: the loss is .* documents {STRANGE}; .* spikes.action"):
@@ -105,8 +83,8 @@ def test_a_step_that_is_far_above_the_others_is_left_out_and_named_also_by_a_run
     assert train(from_dict(calm), stopped, silent).finished
     assert_same_checkpoint(stopped, run)
     kept = ("step", "loss", "grad_norm", "skipped", "documents")
-    assert [[line.get(key) for key in kept] for line in log(stopped)] == [
-        [line.get(key) for key in kept] for line in log(run)
+    assert [[line.get(key) for key in kept] for line in lines(stopped)] == [
+        [line.get(key) for key in kept] for line in lines(run)
     ]
 
 
@@ -115,7 +93,7 @@ def test_a_run_whose_every_step_is_left_out_ends(calm: dict[str, Any], tmp_path:
     calm["spikes"] = {"action": "skip", "in_a_row": 3}
     with pytest.raises(PunaError, match=r"the (loss|gradient) is not finite, documents .*; so were 3 steps in a row"):
         train(from_dict(calm), tmp_path / "run", silent)
-    lost = [line for line in log(tmp_path / "run") if "skipped" in line]
+    lost = [line for line in lines(tmp_path / "run") if "skipped" in line]
     assert len(lost) == 2 and all(line["loss"] is None or line["grad_norm"] is None for line in lost)
 
 
@@ -140,7 +118,7 @@ def test_ranks_agree_on_what_is_left_out(
     assert train(from_dict(calm), tmp_path / "one", silent).finished
     assert two_ranks.run(on_rank, calm | {"parallel": layout}, str(tmp_path / "two")) == [True, True]
     left_out = [
-        [(line["step"], line["documents"]) for line in log(tmp_path / run) if "skipped" in line]
+        [(line["step"], line["documents"]) for line in lines(tmp_path / run) if "skipped" in line]
         for run in ("one", "two")
     ]
     assert left_out[0] and [step for step, _ in left_out[0]] == [step for step, _ in left_out[1]]

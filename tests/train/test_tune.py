@@ -1,10 +1,12 @@
 """Tuning ends with the same bits however it was interrupted, and leaves what people run: a model, an adapter."""
 
+import hashlib
 import json
-import subprocess
-import sys
+import random
+import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,7 @@ import torch
 
 from puna.errors import ConfigError, PunaError, WeightsError
 from puna.records import ENERGY, TRAINING, read_energy, read_training
-from puna.train import state as states
-from puna.train.loop import LOG
+from puna.train.reinforce import REWARDS, ROUNDS
 from puna.train.state import checkpoints
 from puna.train.tune import HELD_OUT, tune
 from puna.train.tune_recipe import TuneRecipe, from_dict
@@ -23,9 +24,8 @@ from puna.weights import peft
 from puna.weights.checkpoint import load, open_config
 from tests.reference.ranks import Ranks
 from tests.reference.tiny import read_whole
-from tests.train.chat_lines import CHATS, PAIRS, write_lines
-
-Tables = dict[str, Any]
+from tests.train.chat_lines import CHATS, PAIRS, TASKS, write_lines
+from tests.train.runs import Command, Tables, lines, losses, silent
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,20 @@ def with_lora(tables: Tables, **model: Any) -> Tables:
     return tables | {"lora": {"rank": 4, "alpha": 8}, "model": tables["model"] | model}
 
 
-def silent(line: str) -> None:
-    """Progress that nobody reads."""
+def with_tasks(tables: Tables, tmp_path: Path) -> Tables:
+    """Two steps a round; whoever ends within 48 tokens is right, as this model does now and then."""
+    tasks = str(write_lines(tmp_path / "tasks.jsonl", TASKS))
+    return tables | {
+        "data": tables["data"] | {"chats": [tasks], "held_out": tasks},
+        "objective": {"kind": "reinforce"},
+        "reinforce": {"prompts": 2, "samples": 6, "updates": 2, "max_new_tokens": 48, "look_every": 2},
+    }
+
+
+def aimed_at(kind: str, tables: Tables, tmp_path: Path) -> Tables:
+    """The tables of another aim; "lora" is the same one with factors."""
+    aims = {"preference": with_pairs, "reinforce": with_tasks}
+    return with_lora(tables) if kind == "lora" else aims[kind](tables, tmp_path) if kind in aims else tables
 
 
 def last_bits(run: Path, steps: int = 4) -> dict[str, str]:
@@ -80,17 +92,11 @@ def last_bits(run: Path, steps: int = 4) -> dict[str, str]:
     return {name: digest for name, digest in files.items() if name.endswith(".distcp")}
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / LOG).read_text("utf-8").splitlines()]
-
-
 @pytest.mark.parametrize(
     "kind", ["preference", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("supervised", "lora"))]
 )
 def test_a_run_that_crashed_ends_with_the_same_bits(tables: Tables, tmp_path: Path, kind: str) -> None:
-    if kind == "preference":
-        tables = with_pairs(tables, tmp_path)
-    recipe = from_dict(with_lora(tables) if kind == "lora" else tables)
+    recipe = from_dict(aimed_at(kind, tables, tmp_path))
     assert tune(recipe, tmp_path / "whole", silent).finished
 
     def crash(line: str) -> None:
@@ -105,22 +111,56 @@ def test_a_run_that_crashed_ends_with_the_same_bits(tables: Tables, tmp_path: Pa
     assert [each["loss"] for each in a] == [each["loss"] for each in b] and a[-1]["loss"] < a[0]["loss"]
 
 
+def assert_same_end(one: Path, other: Path, steps: int) -> None:
+    """The same bits of state and model, the same log, the same rounds and what was measured on the way."""
+    assert last_bits(one, steps) == last_bits(other, steps)
+    assert losses(one) == losses(other) and len(losses(one)) == steps
+    assert left_behind(one) == left_behind(other)
+
+
+def left_behind(run: Path) -> dict[str, str]:
+    """Hashes of what a run writes besides its state."""
+    files = [run / "model" / "model.safetensors", run / REWARDS, *(run / ROUNDS).glob("*")]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
 @pytest.mark.slow
-def test_a_process_that_was_killed_ends_with_the_same_bits(tables: Tables, tmp_path: Path) -> None:
-    tables |= {"schedule": tables["schedule"] | {"steps": 30}}
-    code = "import json, sys; from puna.train.tune import tune; from puna.train.tune_recipe import from_dict; "
-    code += "tune(from_dict(json.loads(sys.argv[1])), sys.argv[2], lambda line: None)"
-    command = [sys.executable, "-c", code, json.dumps(tables)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    for n_lines in (5, 17):
-        process = subprocess.Popen([*command, str(tmp_path / "broken")])
-        log = tmp_path / "broken" / LOG
-        while process.poll() is None and (not log.is_file() or log.read_text("utf-8").count("\n") < n_lines):
-            time.sleep(0.01)
-        process.kill()
-        assert process.wait() != 0, "it was done before it could be killed"
-    subprocess.run([*command, str(tmp_path / "broken")], check=True)
-    assert last_bits(tmp_path / "whole", 30) == last_bits(tmp_path / "broken", 30)
+@pytest.mark.parametrize(
+    ("kind", "ranks", "kills"),
+    [("reinforce", 1, 8), ("reinforce", 2, 8), ("supervised", 1, 4), ("lora", 1, 4), ("preference", 1, 4)],
+)
+def test_a_run_that_is_killed_at_random_ends_with_the_bits_of_one_left_alone(
+    tables: Tables, tmp_path: Path, kind: str, ranks: int, kills: int
+) -> None:
+    """With SIGKILL, at random steps: while it draws and learns, while a checkpoint is written, while it begins."""
+    steps, struck = 24 if kind == "reinforce" else 60, 0
+    tables = aimed_at(kind, tables, tmp_path)
+    tables["batch"] |= {"accumulate": ranks}
+    tables |= {
+        "schedule": tables["schedule"] | {"steps": steps},
+        "parallel": {"replicate": ranks},
+        "checkpoint": {"every_steps": 3, "every_seconds": 0},  # and so within rounds of two steps too
+    }
+    alone, killed = (Command(tables, tmp_path / name, "tune") for name in ("alone", "killed"))
+    assert alone.start().join() == [0] * ranks
+    draw = random.Random(kills)
+    for number, moment in enumerate(sorted(draw.randrange(1, steps * 3 // 4) for _ in range(kills))):
+        started, victim = killed.start(), draw.randrange(ranks)
+        if number % 4:  # else while it begins
+            started.wait_until(partial(killed.has_come_to, moment, number % 4 == 2))
+        time.sleep(draw.random() * (0.1 if number % 4 else 1.0))
+        started.kill(victim)
+        started.told_to_end()
+        codes = started.join()
+        print(f"kill {number}: rank {victim}, {killed.n_logged} steps, half written {killed.is_writing}, exits {codes}")
+        struck += codes[victim] == -signal.SIGKILL
+        assert {codes[other] for other in range(ranks) if other != victim} <= {2, -signal.SIGTERM}, started.words
+    assert struck > kills // 2
+    assert killed.start().join() == [0] * ranks
+    assert_same_end(killed.run, alone.run, steps)
+    if kind == "reinforce":
+        assert {each["reward"] for each in lines(alone.run)} != {0.0}
+        assert max(each["grad_norm"] for each in lines(alone.run)) > 0
 
 
 def test_tuning_all_weights_leaves_a_model_and_its_records(tables: Tables, tiny: Path, tmp_path: Path) -> None:
@@ -168,35 +208,87 @@ def test_a_base_in_small_numbers_leaves_an_adapter(tables: Tables, tiny: Path, t
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_names_conversations_and_leaves_the_checkpoint(
-    tables: Tables, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kind", "name"), [("supervised", "chat"), ("lora", "chat"), ("preference", "pair"), ("reinforce", "task")]
+)
+def test_steps_that_are_not_finite_stop_the_run_or_are_left_out_and_named(
+    tables: Tables, tmp_path: Path, kind: str, name: str
 ) -> None:
+    tables = aimed_at(kind, tables, tmp_path)
     tables["optimizer"]["lr"] = 1e30
     tables["checkpoint"]["every_steps"] = 1
-    with pytest.raises(PunaError, match=r"step 2: the loss is not finite, documents chat\d"):
-        tune(from_dict(with_lora(tables)), tmp_path / "run", silent)
+    tables["schedule"]["steps"] = 8
+    tables["reinforce"] = tables.get("reinforce", {}) | {"updates": 4}
+    wrong = rf"the (loss|gradient) is not finite, documents {name}\d.*"
+    with pytest.raises(PunaError, match=f"step 2: {wrong}; lower optimizer.lr"):
+        tune(from_dict(tables), tmp_path / "run", silent)
     assert checkpoints(tmp_path / "run")[-1][0] == 1
+    tables["spikes"] = {"action": "skip", "in_a_row": 3}
+    with pytest.raises(PunaError, match=f"step 4: {wrong}; so were 3 steps in a row"):
+        tune(from_dict(tables), tmp_path / "run", silent)
+    left_out = [line for line in lines(tmp_path / "run") if "skipped" in line]
+    assert [line["step"] for line in left_out] == [2, 3]
+    assert all(line["documents"][0].startswith(name) and line["learnt"] == 0 for line in left_out)
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_checkpoint_before(
-    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kind", "ranks"), [("reinforce", 1), ("reinforce", 2), ("supervised", 1), ("preference", 1)])
+def test_where_the_disk_is_full_the_run_says_so_and_nothing_is_lost(
+    tables: Tables, tmp_path: Path, kind: str, ranks: int
 ) -> None:
-    tables["checkpoint"]["every_steps"] = 1
-    recipe = from_dict(with_pairs(tables, tmp_path))
-    write = states.write_tensors
+    """Of a file no more can be written than half of a checkpoint's: as on a disk that fills up."""
+    steps = 24 if kind == "reinforce" else 100
+    tables = aimed_at(kind, tables, tmp_path)
+    tables["batch"] |= {"accumulate": ranks}
+    tables |= {"schedule": tables["schedule"] | {"steps": steps}, "parallel": {"replicate": ranks}}
+    alone, filled = (Command(tables, tmp_path / name, "tune") for name in ("alone", "filled"))
+    assert alone.start().join() == [0] * ranks
+    started = filled.start()
+    started.wait_until(lambda: bool(checkpoints(filled.run)))
+    started.kill(0)
+    started.told_to_end()
+    started.join()
+    (kept, home), *_ = checkpoints(filled.run)
+    largest = max(file.stat().st_size for file in home.iterdir())
+    started = filled.start({0: largest // 2})
+    assert started.join() == [2] * ranks
+    for words in started.words:
+        (line,) = [each for each in words.splitlines() if each.startswith("puna: ")]
+        assert "cannot be written" in line and "File too large" in line and "make room and go on" in line
+    assert [step for step, _ in checkpoints(filled.run)] == [kept] and not filled.is_writing
+    assert filled.start().join() == [0] * ranks
+    assert f"resumed at step {kept} of {steps}" in filled.said(0)
+    assert_same_end(filled.run, alone.run, steps)
 
-    def full(*arguments: Any, **options: Any) -> Any:
-        if "00000002" in str(options["checkpoint_id"]):
-            raise OSError(28, "No space left on device")
-        return write(*arguments, **options)
 
-    monkeypatch.setattr(states, "write_tensors", full)
-    with pytest.raises(WeightsError, match=r"cannot be written \(\[Errno 28\] No space left"):
-        tune(recipe, tmp_path / "run", silent)
-    assert checkpoints(tmp_path / "run")[-1][0] == 1
-    monkeypatch.undo()
-    assert tune(recipe, tmp_path / "run", silent).finished
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "ranks", "file"),
+    [
+        ("reinforce", 1, "rollouts/000000.json"),
+        ("reinforce", 2, "rollouts/000000-0of2.json"),
+        ("lora", 1, "model/model.safetensors"),
+    ],
+)
+def test_a_round_or_a_model_that_finds_no_room_is_written_by_the_next_start(
+    tables: Tables, tmp_path: Path, kind: str, ranks: int, file: str
+) -> None:
+    """All but the last byte of the first rank's file can be written; every other file of a run is smaller."""
+    tables = aimed_at(kind, tables, tmp_path) | {"parallel": {"replicate": ranks}}
+    tables["batch"] |= {"accumulate": ranks}
+    if kind == "lora":
+        tables["lora"] |= {"targets": ["dense"]}
+    whole, filled = (Command(tables, tmp_path / name, "tune") for name in ("whole", "filled"))
+    assert whole.start().join() == [0] * ranks
+    started = filled.start({0: (whole.run / file).stat().st_size - 1})
+    assert started.join() == [2] * ranks, started.words
+    for words in started.words:
+        (line,) = [each for each in words.splitlines() if each.startswith("puna: ")]
+        assert "File too large" in line
+    assert ": cannot be written (File too large)" in filled.said(0)
+    assert filled.n_logged == (4 if kind == "lora" else 0)
+    assert filled.start().join() == [0] * ranks
+    assert_same_end(filled.run, whole.run, 4)
 
 
 @pytest.mark.slow

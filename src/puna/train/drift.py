@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from puna.model.transformer import Llama
+from puna.records import write_whole
 from puna.train import forward
 from puna.train.pack import PADDING, Batch
 
@@ -47,9 +48,7 @@ class Routing:
         file = self.run / DRIFT
         lines = file.read_text("utf-8").splitlines() if file.is_file() else []
         kept = [line for line in lines if json.loads(line)["step"] < step]
-        partial = file.with_name(f"{DRIFT}.partial")
-        partial.write_text("".join(f"{line}\n" for line in [*kept, json.dumps(found._asdict())]), "utf-8")
-        partial.replace(file)
+        write_whole(file, "".join(f"{line}\n" for line in [*kept, json.dumps(found._asdict())]))
         return found
 
     @torch.no_grad()

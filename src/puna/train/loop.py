@@ -121,7 +121,7 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     config = model_config(recipe)
     team = Team.of(recipe, config)
     say = progress if team.is_first else lambda line: None
-    with team.ends_together(run, lambda: "before the first step"):
+    with room(run), team.ends_together(run):
         with team.first_alone():  # makes what the others then find
             run.mkdir(parents=True, exist_ok=True)
             store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)

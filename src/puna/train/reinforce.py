@@ -37,6 +37,7 @@ from puna.errors import ConfigError, WeightsError
 from puna.model.moe import MoE
 from puna.model.transformer import Llama
 from puna.prompt.render import ToolStyle
+from puna.records import write_whole
 from puna.train import forward
 from puna.train.next_token import Loss, RouterLosses
 from puna.train.objective import Exercise
@@ -247,8 +248,8 @@ class Rounds:
         return self._batch(drawn.parts[part], drawn.reward), self._state
 
     def names(self, batch: Batch) -> list[str]:
-        """Returns the ids of the tasks in a batch."""
-        return [self.tasks[task].id for row in batch.pieces for task in row]
+        """Returns the ids of the tasks in a batch, each once."""
+        return list(dict.fromkeys(self.tasks[task].id for row in batch.pieces for task in row))
 
     def measure(self, when: str, step: int) -> None:
         """Writes down what the model's most probable replies to the held-out tasks are worth, by source. What was
@@ -259,7 +260,7 @@ class Rounds:
         if when == "before" and any(each["when"] == when for each in known):
             return
         wish = Wish(1, self.options.max_new_tokens, 0, temperature=0.0)
-        samples = roll(self.bench.model, dict(enumerate(tasks)), self.bench.tokenizer, wish, self.bench.judges)
+        samples = self._replies(dict(enumerate(tasks)), wish, step)
         by_source: dict[str, list[float]] = {}
         for sample in samples:
             by_source.setdefault(tasks[sample.task].source, []).append(sample.reward)
@@ -271,7 +272,7 @@ class Rounds:
             "sources": {name: {"reward": float(np.mean(all_)), "tasks": len(all_)} for name, all_ in by_source.items()},
         }
         kept = [each for each in known if (each["when"], each.get("step")) != (when, step)]
-        file.write_text("".join(json.dumps(each) + "\n" for each in (*kept, line)), "utf-8")
+        write_whole(file, "".join(json.dumps(each) + "\n" for each in (*kept, line)))
         self.bench.say(f"held out, step {step}: reward {line['reward']:.3f} of {len(samples)} tasks")
 
     def _draw(self, number: int, first: int) -> Round:
@@ -289,7 +290,7 @@ class Rounds:
             following += wanted
             wish = Wish(options.samples, options.max_new_tokens, self.bench.recipe.data.seed * 65_537 + number)
             asked = {task: self.tasks[task] for task in dict.fromkeys(numbers)}
-            samples = roll(self.bench.model, asked, self.bench.tokenizer, wish, self.bench.judges)
+            samples = self._replies(asked, wish, number * options.updates)
             for at in range(0, len(samples), options.samples):
                 group = samples[at : at + options.samples]
                 rewards += [sample.reward for sample in group]
@@ -314,6 +315,16 @@ class Rounds:
             f"{n_groups} groups teach"
         )
         return drawn
+
+    def _replies(self, asked: Mapping[int, Task], wish: Wish, step: int) -> list[Sample]:
+        """Returns what the model replies after so many steps. Raises WeightsError where they have ruined it."""
+        try:
+            return roll(self.bench.model, asked, self.bench.tokenizer, wish, self.bench.judges)
+        except WeightsError as error:
+            reason = str(error).partition(":")[0]
+            raise WeightsError(
+                f"the model of step {step} cannot reply ({reason}): lower optimizer.lr and begin anew"
+            ) from error
 
     def _agreed(self, following: int, rewards: Sequence[float]) -> tuple[int, float]:
         """Returns the task that follows on all ranks, that of the rank which drew the most, and their mean reward."""
@@ -424,9 +435,7 @@ class Rounds:
                 [asdict(each) | {"id": self.tasks[each.sample.task].id} for each in part] for part in drawn.parts
             ],
         }
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(document), "utf-8")
-        partial.replace(file)
+        write_whole(file, json.dumps(document))
 
     def _read(self, number: int) -> Round:
         file = self._file(number)

@@ -16,6 +16,7 @@ from puna.errors import PunaError
 from puna.model.transformer import Llama
 from puna.prompt.render import Prompt
 from puna.prompt.tokenizer import Tokenizer
+from puna.records import write_whole
 from puna.train.recipe import Recipe
 from puna.train.rollout import Wish, written
 from puna.train.store import Encoder, Progress, lines_of
@@ -70,9 +71,7 @@ class Samples:
             for each, text in zip(self._questions, texts, strict=True)
         ]
         lines = [*_earlier(self._file, step), *(json.dumps(asdict(each), ensure_ascii=False) for each in new)]
-        partial = self._file.with_name(f"{SAMPLES}.partial")
-        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        partial.replace(self._file)
+        write_whole(self._file, "".join(f"{line}\n" for line in lines))
 
 
 def _earlier(file: Path, step: int) -> list[str]:

@@ -98,7 +98,7 @@ class Team(NamedTuple):
         return [bool(vote) for vote in votes]
 
     @contextmanager
-    def ends_together(self, run: Path, doing: Callable[[], str]) -> Iterator[None]:
+    def ends_together(self, run: Path, doing: Callable[[], str] = lambda: "before the first step") -> Iterator[None]:
         """Has all ranks of `run` end when one does, which until then were `doing` something.
 
         Of those that lost others the lowest rank raises DeviceError, which says whom and what to do; the rest leave

@@ -18,11 +18,12 @@ import torch
 from puna.adapters import attach, merge
 from puna.errors import ConfigError
 from puna.model.transformer import Llama
+from puna.records import write_whole
 from puna.train import difficulty
 from puna.train.account import account, sources_of
 from puna.train.balance import Balance
 from puna.train.drift import Drift, Routing
-from puna.train.loop import Outcome, Steps, settle
+from puna.train.loop import Outcome, Steps, room, settle
 from puna.train.objective import Exercise, Feed
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState, PackedFeed
@@ -61,21 +62,27 @@ def tune(recipe: TuneRecipe, run: str | Path, progress: Progress, judges: Mappin
     team = Team.of(recipe, bench.config)
     if not team.is_first:
         bench.say = _silent
-    if recipe.parallel.world > recipe.parallel.replicate:
-        return _divided(bench, team)
-    state = _begun(bench)
-    with team.first_alone():  # makes what the others then find
-        exercise = _exercise(bench)
-    state.others = exercise.objective.tensors()
-    if team.is_first:
-        trains = {name: each.numel() for name, each in state.optimizer.parameters.items()}
-        write_work(run, recipe, bench.config, trains)
-    routing = _routing(bench, exercise.feed) if team.is_first else None
-    before = _held_out(bench, "before") if team.is_first else None
-    kind = OneProcess if team.mesh is None else Replicas
-    update = kind(exercise.objective, state.optimizer, bench.device)
-    watch = None if routing is None else _watch(routing, recipe.drift.every_steps, bench.say)
-    steps = Steps(recipe, state, update, exercise.feed, run, team, bench.say, recipe.objective.kind, watch)
+    with room(run):
+        return (_divided if recipe.parallel.world > recipe.parallel.replicate else _entire)(bench, team)
+
+
+def _entire(bench: Workbench, team: Team) -> Outcome:
+    """Tuning by processes of which each has the entire model."""
+    recipe, run = bench.recipe, bench.run
+    with team.ends_together(run):
+        state = _begun(bench)
+        with team.first_alone():  # makes what the others then find
+            exercise = _exercise(bench)
+        state.others = exercise.objective.tensors()
+        if team.is_first:
+            trains = {name: each.numel() for name, each in state.optimizer.parameters.items()}
+            write_work(run, recipe, bench.config, trains)
+        routing = _routing(bench, exercise.feed) if team.is_first else None
+        before = _held_out(bench, "before") if team.is_first else None
+        kind = OneProcess if team.mesh is None else Replicas
+        update = kind(exercise.objective, state.optimizer, bench.device)
+        watch = None if routing is None else _watch(routing, recipe.drift.every_steps, bench.say)
+        steps = Steps(recipe, state, update, exercise.feed, run, team, bench.say, recipe.objective.kind, watch)
     is_done = steps.run()
     if team.is_first:
         _account(bench, exercise.feed)
@@ -121,15 +128,17 @@ def _divided(bench: Workbench, team: Team) -> Outcome:
             "parallel: on several ranks nothing is asked of the base: set drift.batches to 0, and leave out "
             "filter.easy_accuracy, filter.easy_nats and data.held_out"
         )
-    with team.first_alone():
-        feed = bench.feed()
-    if team.is_first:
-        write_work(run, recipe, bench.config)
-    device = torch.device(recipe.compute.device)
-    stage, optimizer = on_ranks(bench.model.to(device), team.mesh, recipe)
-    state = first_state(recipe, stage, optimizer)
-    update: Update = ManyRanks(stage, optimizer, recipe, device)
-    is_done = Steps(recipe, state, update, feed, run, team, bench.say, recipe.objective.kind).run()
+    with team.ends_together(run):
+        with team.first_alone():
+            feed = bench.feed()
+        if team.is_first:
+            write_work(run, recipe, bench.config)
+        device = torch.device(recipe.compute.device)
+        stage, optimizer = on_ranks(bench.model.to(device), team.mesh, recipe)
+        state = first_state(recipe, stage, optimizer)
+        update: Update = ManyRanks(stage, optimizer, recipe, device)
+        steps = Steps(recipe, state, update, feed, run, team, bench.say, recipe.objective.kind)
+    is_done = steps.run()
     if team.is_first:
         _account(bench, feed)
         if is_done:
@@ -168,7 +177,7 @@ def _held_out(bench: Workbench, when: str) -> dict[str, dict[str, float]] | None
         return known[when]
     store = bench.stored((bench.recipe.data.held_out,))
     known[when] = difficulty.by_source(bench.scores(store), store)
-    file.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    write_whole(file, json.dumps(known, indent=1) + "\n")
     nats, accuracy = known[when]["all"]["nats_per_token"], known[when]["all"]["accuracy"]
     bench.say(f"held out {when}: {nats:.3f} nats a learnt token, {accuracy:.1%} of them guessed")
     return known[when]

@@ -27,6 +27,7 @@ from puna.model.transformer import Llama
 from puna.prompt.render import Renderer
 from puna.prompt.tokenizer import Tokenizer
 from puna.quant import swap
+from puna.records import write_whole
 from puna.train import difficulty, forward
 from puna.train.chat_store import Choices, store_chats
 from puna.train.pack import PADDING, PackedFeed, Packer
@@ -150,9 +151,7 @@ class Workbench:
                 return difficulty.Scores(*(np.asarray(document[name]) for name in difficulty.Scores._fields))
         found = self.scores(self.store)
         document = {"of": key} | {name: values.tolist() for name, values in found._asdict().items()}
-        partial = file.with_name(f"{FILTERED}.partial")
-        partial.write_text(json.dumps(document), "utf-8")
-        partial.replace(file)
+        write_whole(file, json.dumps(document))
         return found
 
 

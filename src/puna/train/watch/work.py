@@ -20,6 +20,7 @@ import torch
 from puna.config import LlamaConfig
 from puna.hardware import KINDS
 from puna.model.count import count_parameters, part_of, shapes
+from puna.records import write_whole
 from puna.train.recipe import RunRecipe
 
 WORK = "work.json"
@@ -71,6 +72,4 @@ def token_flops(config: LlamaConfig, trained: Mapping[str, int] | None = None) -
 def write_work(run: Path, recipe: RunRecipe, config: LlamaConfig, trained: Mapping[str, int] | None = None) -> None:
     """Writes `work.json` for a run on the processor of this process. `trained` as in `work_of`."""
     name = torch.cuda.get_device_name() if recipe.compute.device == "cuda" else ""
-    partial = run / f"{WORK}.partial"
-    partial.write_text(json.dumps(work_of(recipe, config, name, trained)._asdict()) + "\n", "utf-8")
-    partial.replace(run / WORK)
+    write_whole(run / WORK, json.dumps(work_of(recipe, config, name, trained)._asdict()) + "\n")
