@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -64,6 +64,8 @@ GRAMMARS: Mapping[str, Callable[[Any], Grammar]] = {
     "grammar": lark,
 }
 """The options that say what a text must look like."""
+
+_SAMPLINGS = 256  # settings that are remembered
 
 _ROWS_AT_ONCE = 512  # of logits that become log-probabilities, so that only one copy of all of them is held
 
@@ -563,6 +565,10 @@ class Assistant:
         return gather(self.stream(prompt, **options), len(prompt.ids), options.get("n", 1), tools, begin, self._clock)
 
 
+Sample = tuple[int, int]
+"""A number that a session gave, and which of the answers to its prompt."""
+
+
 class Session:
     """Answers that grow together on one model: `begin` queues, `step` works, `end` drops. For one thread at a time."""
 
@@ -577,8 +583,7 @@ class Session:
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
         self._matcher = matcher
-        self._growing: dict[tuple[int, int], _Growing] = {}  # every sample that has not ended
-        self._untold: dict[tuple[int, int], _Growing] = {}  # those with something that waits to be told
+        self._growing: dict[Sample, _Growing] = {}  # every sample that has not ended
         self.n_made = 0
         """Tokens of all its answers so far, told or not."""
 
@@ -613,33 +618,36 @@ class Session:
         self._growing |= {(number, sample): each for sample, each in enumerate(growing)}
         return number
 
-    def step(self, is_due: Callable[[int, int], bool] = lambda *_: True) -> list[tuple[int, Piece]]:
+    def step(self, due: Callable[[list[Sample]], Iterable[Sample]] = iter) -> list[tuple[int, Piece]]:
         """Returns new pieces with the numbers they belong to, after running the model once unless some are there.
 
-        A stop string ends its sample. `is_due` is asked with the number and sample of what goes on and has something
-        new: where it says no, that waits for a later step, at most until the end of the sample.
+        A stop string ends its sample. `due` says which of the samples that go on, and got something in this step, are
+        told now: what is new of the others waits for a later step of theirs, at most until their end.
         A step that fails ends all answers of this session, and raises what went wrong.
         """
-        growing, untold = self._growing, self._untold
+        growing, n_made = self._growing, self.n_made
+        going: list[Sample] = []
+        pieces: list[tuple[int, Piece]] = []
         for event in self._events():
             key = event.request_id, event.sample
             if (each := growing.get(key)) is None:  # a stop string ended it, and the step gave it more tokens
                 continue
-            self.n_made += event.token is not None
-            untold[key] = each
-            if each.take(event):
-                del growing[key]
-                if event.finish is None:
-                    self._engine.abort(*key)
-        told = [key for key in untold if key not in growing or is_due(*key)]
-        return [(key[0], piece) for key in told for piece in untold.pop(key).tell()]
+            n_made += event.token is not None
+            if not each.take(event):
+                going.append(key)
+                continue
+            pieces += [(event.request_id, piece) for piece in each.tell()]
+            del growing[key]
+            if event.finish is None:
+                self._engine.abort(*key)
+        self.n_made = n_made
+        return pieces + [(key[0], piece) for key in due(going) if key in growing for piece in growing[key].tell()]
 
     def _events(self) -> list[Event]:
         try:
             return self._engine.step()
         except Exception:
             self._growing.clear()
-            self._untold.clear()
             raise
 
     def end(self, number: int, sample: int | None = None) -> None:
@@ -648,8 +656,7 @@ class Session:
         What has ended already is left as it is.
         """
         for event in self._engine.abort(number, sample):
-            for kept in (self._growing, self._untold):
-                kept.pop((event.request_id, event.sample), None)
+            self._growing.pop((event.request_id, event.sample), None)
 
     def close(self) -> None:
         """Drops all answers that have not ended."""
@@ -660,10 +667,11 @@ class Session:
 class _Growing:
     """A sample that has not ended: its text so far, and what of it was not told yet."""
 
-    __slots__ = ("_events", "_joins", "_pieces", "_reader")
+    __slots__ = ("_events", "_has_stop", "_joins", "_pieces", "_reader")
 
     def __init__(self, reader: Detokenizer, joins: bool) -> None:
         self._reader = reader
+        self._has_stop = reader.has_stop
         self._joins = joins
         self._events: list[Event] = []  # that were not read
         self._pieces: list[Piece] = []  # that were, and were not told
@@ -671,8 +679,9 @@ class _Growing:
     def take(self, event: Event) -> bool:
         """Takes what comes next, and says whether that ends the sample: a stop string shows at once."""
         self._events.append(event)
-        if self._reader.has_stop:
-            self._read()
+        if not self._has_stop:
+            return event.finish is not None
+        self._read()
         return event.finish is not None or self._reader.stopped is not None
 
     def tell(self) -> list[Piece]:
@@ -791,14 +800,27 @@ def _request(
     if (left := named.pop("deadline_seconds", None)) is not None:
         wanted["deadline_seconds"] = time.monotonic() + left  # the engine's clock
     rule = _rule({name: named.pop(name, None) for name in GRAMMARS})
-    sampling = Sampling(stop_ids=stop_ids, n_logprobs=named.pop("logprobs", None), **named)
+    sampling = _sampling(stop_ids=stop_ids, n_logprobs=named.pop("logprobs", None), **named)
     grammar = matcher(rule, stop_ids) if isinstance(rule, Grammar) else rule
     return Request(ids=prompt.ids, tiles=prompt.tiles, sampling=sampling, grammar=grammar, **wanted), shown
 
 
+_same_sampling = lru_cache(_SAMPLINGS, typed=True)(Sampling)
+
+
+def _sampling(**named: Any) -> Sampling:
+    """Returns settings: those of before for whoever asks the same, as most do, since checking takes a while."""
+    try:
+        return _same_sampling(**named)
+    except TypeError:  # lists and mappings are not remembered
+        return Sampling(**named)
+
+
 def _stop_ids(options: Options, own: frozenset[int]) -> frozenset[int]:
     """Returns the ids that end an answer."""
-    return (frozenset() if options.get("ignore_stop_ids") else own).union(options.get("stop_ids") or ())
+    others = options.get("stop_ids")
+    own = frozenset() if options.get("ignore_stop_ids") else own
+    return own.union(others) if others else own
 
 
 def _rule(options: Mapping[str, Any]) -> Grammar | Matcher | None:

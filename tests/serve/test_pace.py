@@ -14,8 +14,7 @@ def told(pace: Pace, clock: Clock, streams: list[tuple[int, int]], seconds: list
     """Returns who is due at each of these moments; everybody has something new each time."""
     due = []
     for clock.seconds in seconds:
-        pace.tick()
-        due.append([each for each in streams if pace.is_due(*each)])
+        due.append(pace.due(streams))
     return due
 
 

@@ -74,22 +74,28 @@ class SharedEngine:
         return sum(number in inbox.open for number, _ in samples)
 
     def _run(self) -> None:
-        """Steps the engine for everybody. A failure ends all requests of those that it hit, who will be told."""
-        before = {*self.engine.running, *self.engine.waiting}
+        """Steps the engine for everybody."""
         try:
             events = self.engine.step()
         except Exception as error:
-            lost = before - {*self.engine.running, *self.engine.waiting}
-            for inbox in {id(each): each for each in (self._inboxes[number] for number, _ in lost)}.values():
-                inbox.failure = error
-                for number in inbox.open:
-                    self.engine.abort(number)
-                    self._inboxes.pop(number, None)
-                inbox.events.clear()
-                inbox.open.clear()
+            self._fail(error)
             return
         for event in events:
             self._inboxes[event.request_id].events.append(event)
+
+    def _fail(self, error: Exception) -> None:
+        """Ends all requests of those whose samples a failed step took with it, who will be told."""
+        left = {*self.engine.running, *self.engine.waiting}
+        for inbox in {id(each): each for each in self._inboxes.values()}.values():
+            left |= {(event.request_id, event.sample) for event in inbox.events if event.finish is not None}
+            if all((number, sample) in left for number, samples in inbox.open.items() for sample in samples):
+                continue
+            inbox.failure = error
+            for number in inbox.open:
+                self.engine.abort(number)
+                self._inboxes.pop(number, None)
+            inbox.events.clear()
+            inbox.open.clear()
 
     def _close(self, inbox: _Inbox, number: int, sample: int) -> None:
         inbox.open[number].discard(sample)

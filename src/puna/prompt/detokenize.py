@@ -46,7 +46,7 @@ class Detokenizer:
 
     def push(self, *token_ids: int) -> str:
         """Returns the text that became certain with the next ids, "" once stopped. Raises as `Tokenizer.decode`."""
-        return "" if self.stopped is not None else self._advance("".join([self._decoded(id_) for id_ in token_ids]))
+        return "" if self.stopped is not None else self._advance(self._decoded(token_ids))
 
     def finish(self) -> str:
         """Returns what was held back: the beginning of a stop string that never came, and an unfinished character."""
@@ -57,13 +57,15 @@ class Detokenizer:
             shown, self._held = shown + self._held, ""
         return shown
 
-    def _decoded(self, token_id: int) -> str:
-        """Returns the characters that are complete with an id, whatever stop strings say."""
-        if not self._tokenizer.is_special(token_id):
-            return self._decoder.decode(self._tokenizer.bytes_of(token_id))
-        if not self._shows(token_id):
-            return ""
-        return self._decoder.decode(b"", final=True) + self._tokenizer.decode([token_id])
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        """Returns the characters that are complete with these ids, whatever stop strings say."""
+        tokenizer, shown, data = self._tokenizer, "", b""
+        for token_id in token_ids:
+            if not tokenizer.is_special(token_id):
+                data += tokenizer.bytes_of(token_id)
+            elif self._shows(token_id):
+                shown, data = shown + self._decoder.decode(data, final=True) + tokenizer.decode([token_id]), b""
+        return shown + self._decoder.decode(data)
 
     def _advance(self, new: str) -> str:
         """Returns the part of the held and new text that is certain; keeps the rest, or marks the stop."""

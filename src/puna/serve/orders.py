@@ -86,14 +86,17 @@ class Settled(NamedTuple):
 
 
 class Report(msgspec.Struct, array_like=True, frozen=True):
-    """What happened since the last report: at most one step of the model. `failed` ended with `problem`."""
+    """What happened since the last report: at most one step of the model. `failed` ended with `problem`.
 
-    held: Held
+    `held` is None where nobody looked: then it is some hundredths of a second old at most.
+    """
+
+    held: Held | None
     n_made: int = 0
     """Tokens, told or not."""
     pieces: list[tuple[int, Piece]] = []
     begun: list[int] = []
-    """What ran in this step for the first time."""
+    """What has begun to run."""
     settled: list[Settled] = []
     failed: list[int] = []
     problem: Problem | None = None

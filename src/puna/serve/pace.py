@@ -9,7 +9,9 @@ Not here: what is told (`chat.Session`), how it travels, pings.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from puna.chat import Sample
 
 
 class Pace:
@@ -19,31 +21,25 @@ class Pace:
         """0 sets no bound."""
         self._seconds = 1 / events_per_second if events_per_second else 0.0  # that a stream waits for each stream
         self._clock = clock
-        self._now = clock()
         self._whole: set[int] = set()
-        self._due: dict[tuple[int, int], float] = {}  # of the samples that were told of
+        self._due: dict[Sample, float] = {}  # of the samples that were told of
         self._n_streams = 0  # among those
-
-    def tick(self) -> None:
-        """Looks at the clock, for all `is_due` until the next time."""
-        self._now = self._clock()
 
     def wait(self, number: int) -> None:
         """Notes that the answers of a number are wanted whole."""
         self._whole.add(number)
 
-    def is_due(self, number: int, sample: int) -> bool:
-        """Says whether a sample is told what is new. Where it says yes, that counts as told."""
-        key = number, sample
-        due = self._due.get(key)
-        if due is not None and due > self._now:
-            return False
-        if number in self._whole:
-            self._due[key] = math.inf
-        else:
-            self._n_streams += due is None
-            self._due[key] = self._now + self._n_streams * self._seconds
-        return True
+    def due(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Returns those of some samples that are told what is new now. That counts as told."""
+        now, moments = self._clock(), self._due
+        due = [sample for sample in samples if moments.get(sample, now) <= now]
+        for sample in due:
+            if sample[0] in self._whole:
+                moments[sample] = math.inf
+            else:
+                self._n_streams += sample not in moments
+                moments[sample] = now + self._n_streams * self._seconds
+        return due
 
     def end(self, number: int, sample: int) -> None:
         """Counts a sample no more."""

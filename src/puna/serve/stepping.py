@@ -15,6 +15,7 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +30,9 @@ from puna.serve.pace import Pace
 
 Take = Callable[[bool], Sequence[Order] | None]
 """Returns the orders that have come, in turn; where it is told to, it waits for one. None ends the loop."""
+
+LOOK_SECONDS = 0.05
+"""Between looks at what the engine holds, which takes a hundredth of a step of a small model with many requests."""
 
 _M_ARENA_MAX = -8  # Source: glibc's malloc.h
 _NEW_OBJECTS = 20_000  # before the collector looks
@@ -129,6 +133,7 @@ class _Stepping:
         self._open: dict[int, tuple[int, set[int]]] = {}  # the other way, with the samples that go on
         self._unbegun: set[int] = set()  # of the session's numbers
         self._settled: list[Settled] = []
+        self._next_look = 0.0  # when the engine is looked at again, on the monotonic clock
 
     @property
     def is_idle(self) -> bool:
@@ -138,13 +143,8 @@ class _Stepping:
         """Does what does not take a step. The next report says how it went."""
         try:
             match order:
-                case Begin(number, prompt, options, joins, is_whole):
-                    mine = self._session.begin(prompt, joins=joins, **options)
-                    self._owners[mine] = number
-                    self._open[number] = mine, set(range(options.get("n", 1)))
-                    self._unbegun.add(mine)
-                    if is_whole:
-                        self._pace.wait(mine)
+                case Begin():
+                    self._begin(order)
                     return
                 case End(number, sample):
                     self._end(number, sample)
@@ -159,9 +159,8 @@ class _Stepping:
 
     def step(self) -> Report:
         """Runs the model once."""
-        self._pace.tick()
         try:
-            pieces = self._session.step(self._pace.is_due)
+            pieces = self._session.step(self._pace.due)
         except Exception as error:  # whatever the model stumbles over must not end the server
             _log.exception("a step of the model failed; all answers in progress end")
             failed = list(self._open)
@@ -169,26 +168,38 @@ class _Stepping:
             for kept in (self._owners, self._open, self._unbegun):
                 kept.clear()
             return self.report(failed=failed, problem=Problem.of(error))
-        begun = self._begun({mine for mine, _ in pieces})
-        return self.report(begun=begun, pieces=[(self._owner(mine, piece), piece) for mine, piece in pieces])
+        looks = self._is_time_to_look()
+        begun = self._begun({mine for mine, _ in pieces}, looks)
+        told = [(self._owner(mine, piece), piece) for mine, piece in pieces]
+        return self.report(looks, begun=begun, pieces=told)
 
     def report(
         self,
+        looks: bool = True,
         *,
         pieces: list[tuple[int, Piece]] | None = None,
         begun: list[int] | None = None,
         failed: list[int] | None = None,
         problem: Problem | None = None,
     ) -> Report:
-        """Returns what is to be told, with what was settled meanwhile."""
+        """Returns what is to be told, with what was settled meanwhile, and what the engine holds where it `looks`."""
         settled, self._settled = self._settled, []
         n_new, self._n_made = self._session.n_made - self._n_made, self._session.n_made
-        return Report(self._held(), n_new, pieces or [], begun or [], settled, failed or [], problem)
+        held = self._held() if looks else None
+        return Report(held, n_new, pieces or [], begun or [], settled, failed or [], problem)
 
     def _open_session(self) -> None:
         self._session = self._assistant.session()
         self._pace = Pace(self._events_per_second)
         self._n_made = 0
+
+    def _begin(self, order: Begin) -> None:
+        mine = self._session.begin(order.prompt, joins=order.joins, **order.options)
+        self._owners[mine] = order.number
+        self._open[order.number] = mine, set(range(order.options.get("n", 1)))
+        self._unbegun.add(mine)
+        if order.is_whole:
+            self._pace.wait(mine)
 
     def _end(self, number: int, sample: int | None) -> None:
         if number not in self._open:  # it has ended, or never began
@@ -217,12 +228,19 @@ class _Stepping:
         self._unbegun.discard(mine)
         self._pace.forget(mine)
 
-    def _begun(self, heard_of: set[int]) -> list[int]:
-        """Returns what has run in this step for the first time. `heard_of` are those that gave a piece."""
-        if not self._unbegun:
-            return []
-        running = heard_of | {mine for mine, _ in self._session.running}
-        begun = self._unbegun & running
+    def _is_time_to_look(self) -> bool:
+        """Says whether what the engine holds is told with this step: from time to time, and when all have ended."""
+        now = time.monotonic()
+        if now < self._next_look and not self.is_idle:
+            return False
+        self._next_look = now + LOOK_SECONDS
+        return True
+
+    def _begun(self, heard_of: set[int], looks: bool) -> list[int]:
+        """Returns what runs and was not told of. `heard_of` gave a piece; others show where the engine is looked at."""
+        begun = self._unbegun & heard_of
+        if looks and self._unbegun:
+            begun |= self._unbegun.intersection(mine for mine, _ in self._session.running)
         self._unbegun -= begun
         return [self._owners[mine] for mine in begun]
 

@@ -141,7 +141,7 @@ class Worker:
         self._max_open = max_open
         self._clock = clock
         self._n_open = 0
-        self.held = Held.nothing()  # after the last step
+        self.held = Held.nothing()  # at the last look
         self._numbers = itertools.count()
         self._growing: dict[int, _Growing] = {}  # by number of its order
         self._asked: dict[int, asyncio.Future[Settled]] = {}  # by number
@@ -247,7 +247,7 @@ class Worker:
 
     def _take(self, report: Report) -> None:
         now = self._clock()
-        self.held = report.held
+        self.held = self.held if report.held is None else report.held
         for settled in report.settled:
             self._settle(settled)
         for number in report.begun:
