@@ -5,7 +5,7 @@ without it.
 
 Three runs of `puna.train` on documents of `puna.train.haystack`, whose ordinary text is made up: `short` from random
 weights in rows of 64 tokens; from its model `long`, a stage with [lengthen] in rows of 512, and `control`, as many
-steps of as many tokens in rows of 64. Printed for each length: of 80 things that are asked for, the share that the
+steps of as many tokens in rows of 64. Printed for each length: of 200 things that are asked for, the share that the
 model says token for token. Nothing that is asked for is asked for in training: names, numbers and words are drawn from
 other seeds.
 """
@@ -50,7 +50,7 @@ class Size:
     measured: int
 
 
-WHOLE = Size(900, 300, 40)
+WHOLE = Size(3000, 900, 100)
 
 
 class Toy:

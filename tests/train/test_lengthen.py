@@ -17,7 +17,7 @@ from puna.train.recipe import LengthenRecipe, from_dict
 from puna.weights.checkpoint import load, open_config
 from tests.reference.long_toy import LONG, SHORT, WHOLE, Toy
 from tests.reference.tiny import read_whole
-from tests.train.test_loop import deterministic_only_here  # noqa: F401  (a fixture)
+from tests.train.runs import silent
 
 TABLE = {"context_len": 240, "chunk_len": 16, "factor": 4.0, "high_factor": 2.0, "original_context": 60}
 
@@ -34,7 +34,7 @@ def test_a_stage_writes_the_shape_that_it_trained(
     tables: dict[str, Any], tiny: Path, tiny_model_config: LlamaConfig, tmp_path: Path
 ) -> None:
     recipe = from_dict(staged(tables, tiny))
-    assert train(recipe, tmp_path / "run", lambda line: None).finished
+    assert train(recipe, tmp_path / "run", silent).finished
     text = open_config(tmp_path / "run" / "model").text
     scaling = RopeScaling(factor=4, low_factor=1, high_factor=2, original_context=60)
     before = tiny_model_config.text
@@ -47,7 +47,7 @@ def test_a_stage_writes_the_shape_that_it_trained(
 def test_transformers_reads_what_a_stage_wrote_as_we_do(tables: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     with torch.inference_mode(mode=False):
-        assert train(from_dict(staged(tables, tiny)), tmp_path / "run", lambda line: None).finished
+        assert train(from_dict(staged(tables, tiny)), tmp_path / "run", silent).finished
     folder = tmp_path / "run" / "model"
     theirs = transformers.Llama4ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     ids = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -86,10 +86,11 @@ def test_earlier_runs_go_on_since_the_digest_knows_the_table_only_where_it_is_us
 
 
 @pytest.mark.slow
-def test_a_toy_finds_needles_in_longer_texts_after_the_stage_and_not_without_it(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, WHOLE, lambda line: None)
+def test_a_toy_finds_and_copies_in_longer_texts_after_the_stage_and_not_without_it(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, WHOLE, silent)
     before, control, after = (toy.found(run(), (SHORT, LONG)) for run in (toy.short, toy.control, toy.long))
     print(before, control, after)
-    assert before[SHORT]["needle"] > 0.7, "it has learnt the task; one of two would be chance"
-    # seen: 0.70 after 0.49 and 0.30; a share of 80 has an error of 0.055
-    assert after[LONG]["needle"] > 0.1 + max(before[LONG]["needle"], control[LONG]["needle"])
+    assert min(before[SHORT].values()) > 0.6, "it has learnt both tasks"
+    # seen: needles 0.77 after 0.54 and 0.51, records 0.40 after 0.08 and 0.08; a share of 200 has an error of 0.035
+    for kind in ("needle", "copy"):
+        assert after[LONG][kind] > 0.1 + max(before[LONG][kind], control[LONG][kind])
