@@ -15,13 +15,14 @@ from puna.errors import ConfigError
 from puna.host import Host
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, also where the process is killed or the machine goes down meanwhile."""
+def write_whole(path: Path, text: str, *, lasting: bool = False) -> None:
+    """Writes a file whole or not at all, wherever the process is killed; `lasting`: or the machine goes down, too."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if lasting:
+            file.flush()
+            os.fsync(file.fileno())
     partial.replace(path)
 
 

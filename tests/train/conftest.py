@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from puna.config import LlamaConfig
 from puna.train.store import Store, tokenise
 from puna.weights.checkpoint import open_config
 from tests.reference.tiny import write_tiny_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _deterministic_only_here() -> Iterator[None]:
+    """Runs make it a rule of the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

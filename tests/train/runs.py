@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from puna.train.loop import LOG, model_config
+from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
 from puna.train.state import STATE, TrainingState, begin, checkpoints, resume
 from tests.reference.mortal import Mortals
@@ -18,6 +20,26 @@ Tables = dict[str, Any]
 
 def silent(line: str) -> None:
     """Progress that nobody reads."""
+
+
+def pause_at(step: int) -> Callable[[str], None]:
+    """Progress that asks for a pause when it hears of a step."""
+
+    def ask(line: str) -> None:
+        if line.startswith(f"step {step}/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask
+
+
+def finished(tables: Tables, run: str) -> bool:
+    """Trains here, on a rank or alone, and says whether it came to the end."""
+    return train(from_dict(tables), run, silent).finished
+
+
+def divided(tables: Tables, **parallel: int) -> Tables:
+    """The same on ranks."""
+    return tables | {"parallel": parallel}
 
 
 def of_texts(tables: Tables, texts: Mapping[str, str], folder: Path) -> Tables:
@@ -60,6 +82,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def lines_so_far(run: Path) -> list[str]:
     """The log of a run that may not have begun or may be writing."""
     return (run / LOG).read_text(encoding="utf-8").splitlines() if (run / LOG).exists() else []
+
+
+def logged(run: Path, key: str) -> list[float]:
+    """One number of each step."""
+    return [line[key] for line in lines(run)]
 
 
 def losses(run: Path) -> list[tuple[int, float, float]]:

@@ -11,13 +11,14 @@ from puna.train.account import account
 from puna.train.loop import train
 from puna.train.recipe import from_dict
 from puna.weights import hub
+from tests.train.runs import silent
 
 
 def test_a_run_and_the_one_it_started_from_are_on_one_record(tables: dict[str, Any], tmp_path: Path) -> None:
     tables["data"]["held_out"] = ""
     tables["schedule"] |= {"steps": 2, "warmup_steps": 1, "decay_steps": 0}
     tables["energy"] = {"tdp_watts": 100, "source": "here"}
-    assert train(from_dict(tables), tmp_path / "first", lambda line: None).finished
+    assert train(from_dict(tables), tmp_path / "first", silent).finished
     tables["model"]["start"] = str(tmp_path / "first" / "model")
     (tmp_path / "second").mkdir()
     account(tmp_path / "second", from_dict(tables), {})

@@ -27,13 +27,10 @@ from puna.train.tune_recipe import DistillRecipe, from_dict
 from puna.train.workbench import open_bench
 from puna.weights.checkpoint import load, save_hf
 from tests.train.chat_lines import CHATS, write_lines
+from tests.train.runs import silent
 
 ROUTER = LossRecipe(balance=0.0, chunk=16)
 OPTIMIZER = OptimizerRecipe(lr=0.01, weight_decay=0.0, momentum=0.95, beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0)
-
-
-def silent(line: str) -> None:
-    """Nothing."""
 
 
 def stored(lines: list[dict[str, Any]], tiny: Path, config: LlamaConfig, folder: Path) -> Store:

@@ -1,8 +1,6 @@
 """Training in eight bits: products of rows rounded to e4m3, the hardware's product as its twin, and what it costs."""
 
 import copy
-import os
-import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +20,8 @@ from puna.train.optim import cast
 from puna.train.recipe import ComputeRecipe, from_dict, override
 from tests.reference.ranks import Ranks
 from tests.reference.tiny import tiny_config
+from tests.train.runs import divided, finished, logged, pause_at, silent
 from tests.train.test_passes import some_batch
-from tests.train.test_update import divided, logged
 
 EIGHT_BITS = ComputeRecipe(dtype="bfloat16", compile=False, threads=1, matmul="fp8")
 STEP = 2**-4
@@ -182,7 +180,7 @@ def test_a_hundred_steps_in_eight_bits_lose_little_against_bfloat16(tables: dict
     last = {}
     for matmul in ("", "fp8"):
         tables["compute"]["matmul"] = matmul
-        assert train(from_dict(copy.deepcopy(tables)), tmp_path / f"run{matmul}", lambda line: None).finished
+        assert train(from_dict(copy.deepcopy(tables)), tmp_path / f"run{matmul}", silent).finished
         losses = logged(tmp_path / f"run{matmul}", "loss")
         assert losses[0] > 4
         last[matmul] = sum(losses[-20:]) / 20
@@ -194,14 +192,10 @@ def test_a_run_in_eight_bits_goes_on_with_the_same_bits(tables: dict[str, Any], 
     tables["compute"]["matmul"], tables["data"]["held_out"] = "fp8", ""
     tables["schedule"] |= {"steps": 3, "warmup_steps": 1, "decay_steps": 1}
 
-    def ask(line: str) -> None:
-        if line.startswith("step 2/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert train(from_dict(tables), whole, lambda line: None).finished
-    assert not train(from_dict(tables), resumed, ask).finished
-    assert train(from_dict(tables), resumed, lambda line: None).finished
+    assert train(from_dict(tables), whole, silent).finished
+    assert not train(from_dict(tables), resumed, pause_at(2)).finished
+    assert train(from_dict(tables), resumed, silent).finished
     assert logged(whole, "loss") == logged(resumed, "loss")
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, resumed)]
     assert weights[0] == weights[1]
@@ -218,7 +212,3 @@ def test_two_ranks_train_in_eight_bits_as_one_process_does(
     assert all(two_ranks.run(finished, divided(tables, shard=2, expert=2), str(tmp_path / "ranks")))
     for a, b in zip(logged(tmp_path / "one", "loss"), logged(tmp_path / "ranks", "loss"), strict=True):
         assert a == pytest.approx(b, abs=0.05)
-
-
-def finished(tables: dict[str, Any], run: str) -> bool:
-    return train(from_dict(tables), run, lambda line: None).finished

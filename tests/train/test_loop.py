@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from puna.errors import ConfigError, PunaError, WeightsError
 from puna.records import ENERGY, read_energy
@@ -22,7 +21,7 @@ from puna.train.loop import LOG, model_config, train
 from puna.train.recipe import from_dict
 from puna.train.state import STATE, checkpoints
 from puna.weights.checkpoint import load
-from tests.train.runs import assert_same_checkpoint, lines_so_far, losses, restored
+from tests.train.runs import assert_same_checkpoint, lines_so_far, losses, pause_at, restored, silent
 
 ROOT = Path(__file__).parents[2]
 STORYBOOKS = ROOT.parent / "shared" / "corpus" / "asp"
@@ -34,12 +33,6 @@ train(from_dict(json.loads(sys.argv[1])), sys.argv[2], lambda line: None)
 """
 
 
-@pytest.fixture(autouse=True)
-def deterministic_only_here() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs") / "uninterrupted"
@@ -48,7 +41,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(tables: dict[str, Any], run: Path) -> Path:
     """Trains without interruption, once for all tests here."""
     if not run.exists():
-        assert train(from_dict(tables), run, lambda line: None).finished
+        assert train(from_dict(tables), run, silent).finished
     return run
 
 
@@ -78,7 +71,7 @@ def test_a_crash_between_two_checkpoints_changes_nothing(
 
     with pytest.raises(RuntimeError, match="power failure"):
         train(from_dict(tables), tmp_path / "run", crash)
-    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert train(from_dict(tables), tmp_path / "run", silent).finished
     assert_same_checkpoint(tmp_path / "run", expected)
     assert losses(tmp_path / "run") == losses(expected)
 
@@ -86,13 +79,9 @@ def test_a_crash_between_two_checkpoints_changes_nothing(
 def test_sigterm_pauses_behind_a_checkpoint(tables: dict[str, Any], uninterrupted: Path, tmp_path: Path) -> None:
     expected = reference(tables, uninterrupted)
 
-    def ask(line: str) -> None:
-        if line.startswith("step 3/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    outcome = train(from_dict(tables), tmp_path / "run", ask)
+    outcome = train(from_dict(tables), tmp_path / "run", pause_at(3))
     assert (outcome.step, outcome.finished) == (3, False)
-    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert train(from_dict(tables), tmp_path / "run", silent).finished
     assert_same_checkpoint(tmp_path / "run", expected)
 
 
@@ -101,11 +90,7 @@ def test_a_run_that_goes_on_with_other_instructions_says_so(tables: dict[str, An
     tables["data"]["held_out"] = ""
     said: list[str] = []
 
-    def pause(line: str) -> None:
-        if line.startswith("step 2/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert not train(from_dict(tables), tmp_path / "run", pause).finished
+    assert not train(from_dict(tables), tmp_path / "run", pause_at(2)).finished
     ((_, home),) = checkpoints(tmp_path / "run")
     facts = json.loads((home / STATE).read_text(encoding="utf-8"))
     assert facts["arithmetic"] == arithmetic(compiled=False)
@@ -209,12 +194,8 @@ def test_each_start_of_a_run_records_what_it_took_and_hand_arithmetic_agrees(
     tables["data"]["held_out"] = ""
     tables["energy"] = {"tdp_watts": 100, "utilisation": 0.5, "pue": 1.2, "location_kg_per_kwh": 0.4, "source": "here"}
 
-    def ask(line: str) -> None:
-        if line.startswith("step 3/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert not train(from_dict(tables), tmp_path / "run", ask).finished
-    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert not train(from_dict(tables), tmp_path / "run", pause_at(3)).finished
+    assert train(from_dict(tables), tmp_path / "run", silent).finished
     first, second = read_energy(tmp_path / "run" / ENERGY)
     assert (first.first_step, first.last_step, second.first_step, second.last_step) == (0, 3, 3, 8)
     for record in (first, second):
@@ -230,7 +211,7 @@ def test_several_batches_a_step_train_too(tables: dict[str, Any], tmp_path: Path
     tables["batch"]["accumulate"] = 2
     tables["schedule"] |= {"steps": 2, "warmup_steps": 1, "decay_steps": 1}
     tables["data"]["held_out"] = ""
-    assert train(from_dict(tables), tmp_path / "run", lambda line: None).finished
+    assert train(from_dict(tables), tmp_path / "run", silent).finished
     assert len(losses(tmp_path / "run")) == 2 and not (tmp_path / "run" / "held_out.json").exists()
 
 
@@ -239,7 +220,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_documents(
 ) -> None:
     tables["optimizer"]["lr"] = 1e30
     with pytest.raises(PunaError, match=r"step [1-7]: the (loss|gradient) is not finite, documents d\d+"):
-        train(from_dict(tables), tmp_path / "run", lambda line: None)
+        train(from_dict(tables), tmp_path / "run", silent)
 
 
 def test_a_log_that_finds_no_room_says_what_to_do(tables: dict[str, Any], tmp_path: Path) -> None:

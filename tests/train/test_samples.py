@@ -1,8 +1,6 @@
 """Samples are written when they are due, about texts and pictures, and training ends with the bits of a run without."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,7 @@ from puna.errors import ConfigError
 from puna.train.loop import train
 from puna.train.recipe import from_dict
 from puna.train.samples import SAMPLES
-from tests.train.runs import assert_same_checkpoint
-from tests.train.test_loop import deterministic_only_here  # noqa: F401  (a fixture)
+from tests.train.runs import assert_same_checkpoint, pause_at, silent
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -24,17 +21,13 @@ def test_samples_are_written_when_due_and_training_does_not_notice(tables: dict[
     tables["schedule"] |= {"steps": 4, "warmup_steps": 1, "decay_steps": 1}
     asked = {"prompts": ["llama grass", "sun"], "pictures": 1, "every_steps": 2, "max_tokens": 3}
 
-    def pause(line: str) -> None:
-        if line.startswith("step 3/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     plain = from_dict(tables)
-    assert train(plain, tmp_path / "plain", lambda line: None).finished
+    assert train(plain, tmp_path / "plain", silent).finished
     recipe = from_dict(tables | {"samples": asked})
     assert recipe.digest == plain.digest
-    assert not train(recipe, tmp_path / "run", pause).finished
+    assert not train(recipe, tmp_path / "run", pause_at(3)).finished
     first = lines(tmp_path / "run")
-    assert train(recipe, tmp_path / "run", lambda line: None).finished
+    assert train(recipe, tmp_path / "run", silent).finished
     found = lines(tmp_path / "run")
     assert found[:3] == first and [each["step"] for each in found] == [2, 2, 2, 4, 4, 4]
     assert [each["asked"] for each in first[:2]] == asked["prompts"] and first[0]["picture"] == ""
@@ -55,7 +48,7 @@ def test_seeds_draw_the_same_text_each_time_and_a_step_done_again_replaces_its_s
     asked = {"prompts": ["llama"], "every_steps": 1, "max_tokens": 8, "temperature": 1.0}
     recipe = from_dict(tables | {"samples": asked})
     for name in ("run", "again"):
-        assert train(recipe, tmp_path / name, lambda line: None).finished
+        assert train(recipe, tmp_path / name, silent).finished
     assert lines(tmp_path / "run") == lines(tmp_path / "again") and len(lines(tmp_path / "run")) == 1
 
 

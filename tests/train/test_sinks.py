@@ -12,6 +12,7 @@ from puna.errors import ConfigError
 from puna.train.loop import LOG, train
 from puna.train.recipe import from_dict
 from puna.train.sinks import opened, scalars
+from tests.train.runs import silent
 
 FACTS = {"step": 3, "steps": 9, "loss": 1.5, "epoch": 0, "loads": [(0.5, 1.5), (0.0, 2.0)], "note": "no number"}
 
@@ -107,9 +108,7 @@ def test_a_run_tells_tensorboard_what_its_log_says(tables: dict[str, Any], tmp_p
     tables["schedule"] |= {"steps": 3, "warmup_steps": 1, "decay_steps": 1}
     tables["data"]["held_out"] = ""
     try:
-        assert train(
-            from_dict(tables | {"log": {"sinks": ["tensorboard"]}}), tmp_path / "run", lambda line: None
-        ).finished
+        assert train(from_dict(tables | {"log": {"sinks": ["tensorboard"]}}), tmp_path / "run", silent).finished
     finally:
         torch.use_deterministic_algorithms(False)
     lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text("utf-8").splitlines()]

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from puna.train.loop import train
-from puna.train.recipe import ParallelRecipe, from_dict
+from puna.train.recipe import ParallelRecipe
 from tests.reference.ranks import Ranks
+from tests.train.runs import divided, finished, logged
 from tests.train.test_passes import FOUR, TWO, check
-from tests.train.test_update import divided, logged
 
 CLOSE = 1e-4
 """Relative, of losses and norms in 20 steps of AdamW in float32, whose first steps are signs of gradients."""
@@ -30,10 +29,6 @@ def test_compiled_layers_of_four_ranks_have_the_gradients_of_one_process(
     four_ranks: Ranks, layout: dict[str, int]
 ) -> None:
     check(four_ranks, ParallelRecipe(**layout), False, 2, compiled=True)
-
-
-def finished(tables: dict[str, Any], run: str) -> bool:
-    return train(from_dict(tables), run, lambda line: None).finished
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from puna.prompt.message import Message
 from puna.train import chats, synthesize
 from puna.train.synthesize import Order
 from tests.train.chat_lines import write_lines
+from tests.train.runs import silent
 
 TASKS: list[dict[str, Any]] = [
     {
@@ -30,10 +31,6 @@ def order_of(tiny: Path, folder: Path, **wish: Any) -> Order:
     tasks = write_lines(folder / "tasks.jsonl", TASKS)
     wish = {"n": 3, "max_new_tokens": 12, "temperature": 1.0} | wish
     return Order(model=str(tiny), tasks=(str(tasks),), out=folder / "made.jsonl", **wish)
-
-
-def silent(line: str) -> None:
-    """Nothing."""
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """A run that goes on on other ranks reads the documents that it would have read, and learns the same from them."""
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,8 @@ from puna.train.store import tokenise
 from puna.train.team import Team
 from tests.reference.doubled import Doubled
 from tests.reference.ranks import Ranks
-from tests.train.test_update import PROVED, divided, exact, logged  # noqa: F401  (a fixture)
+from tests.train.runs import divided, logged, pause_at, silent
+from tests.train.test_update import PROVED, exact  # noqa: F401  (a fixture)
 
 PAUSES = (4, 8)
 STEPS = 12
@@ -29,7 +28,7 @@ class Told(PackedFeed):
 
     def __init__(self, recipe: Recipe, config: LlamaConfig) -> None:
         data = recipe.data
-        store = tokenise(data.documents, data.tokenizer, config.vision, data.store, lambda line: None)
+        store = tokenise(data.documents, data.tokenizer, config.vision, data.store, silent)
         super().__init__(make_packer(store, config, recipe), store.digest)
         self.taken: list[tuple[tuple[int, ...], ...]] = []
 
@@ -55,17 +54,13 @@ def taken(tables: dict[str, Any], run: str, until: int) -> list[tuple[tuple[int,
     settle(recipe)
     config = model_config(recipe)
 
-    def pause(line: str) -> None:
-        if line.startswith(f"step {until}/"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with Doubled():
         team = Team.of(recipe, config)
         with team.first_alone():
             Path(run).mkdir(exist_ok=True)
             feed = Told(recipe, config)
         state, update = team.begin(recipe, config)
-        Steps(recipe, state, update, feed, Path(run), team, pause if team.is_first else lambda line: None).run()
+        Steps(recipe, state, update, feed, Path(run), team, pause_at(until) if team.is_first else silent).run()
     assert state.step == until
     return feed.taken
 

@@ -13,14 +13,14 @@ from puna.config import LlamaConfig
 from puna.errors import ConfigError
 from puna.model.transformer import Llama, initialise
 from puna.train.coordinates import toy
-from puna.train.loop import model_config, train
+from puna.train.loop import model_config
 from puna.train.optim import Optimizer
 from puna.train.recipe import OptimizerRecipe, from_dict
 from puna.train.state import start_weights
 from puna.train.transfer import Scale, scales
 from tests.reference.ranks import Ranks
 from tests.reference.tiny import tiny_config
-from tests.train.test_update import divided, logged
+from tests.train.runs import divided, finished, logged
 
 RECIPE = OptimizerRecipe(lr=0.01, weight_decay=0.1, momentum=0.9, beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1e9)
 HALF = 2**-0.5
@@ -169,10 +169,6 @@ def test_two_ranks_train_a_transferred_model_as_one_process_does(
     assert all(two_ranks.run(finished, divided(tables, shard=2, expert=2), str(tmp_path / "ranks")))
     for a, b in zip(logged(tmp_path / "one", "loss"), logged(tmp_path / "ranks", "loss"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)  # float32 in another order, six steps of Muon
-
-
-def finished(tables: dict[str, Any], run: str) -> bool:
-    return train(from_dict(tables), run, lambda line: None).finished
 
 
 def half_as_wide(file: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from puna.model.transformer import Llama
 from puna.train import shards
-from puna.train.loop import LOG, model_config, train
+from puna.train.loop import model_config, train
 from puna.train.recipe import from_dict
 from puna.train.state import checkpoints, resume, start_on_ranks
 from puna.train.team import Team
@@ -19,6 +19,7 @@ from puna.weights.checkpoint import save_hf
 from tests.reference.doubled import Doubled
 from tests.reference.ranks import Ranks
 from tests.reference.tiny import random_model
+from tests.train.runs import divided, logged, silent
 
 PROVED = 1e-7
 """Relative, of losses and norms: what float64 makes of its own rounding, 1e-16, in twenty steps of Muon; 2.4e-10 was
@@ -51,18 +52,10 @@ def masters(tables: dict[str, Any], run: str) -> dict[str, torch.Tensor]:
     return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in found.items()}
 
 
-def logged(run: Path, key: str) -> list[float]:
-    return [json.loads(line)[key] for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
-
-
-def divided(tables: dict[str, Any], **parallel: int) -> dict[str, Any]:
-    return tables | {"parallel": parallel}
-
-
 def doubled(tables: dict[str, Any], run: str) -> bool:
     """Trains here to the end, in double precision throughout."""
     with Doubled():
-        return train(from_dict(tables), run, lambda line: None).finished
+        return train(from_dict(tables), run, silent).finished
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from puna.errors import ConfigError, WeightsError
 from puna.model.transformer import Llama
 from puna.prompt.tokenizer import Tokenizer
 from puna.quant import swap
+from puna.records import write_whole
 from puna.train import forward
 from puna.train.next_token import Loss
 from puna.train.objective import Exercise
@@ -232,7 +233,7 @@ def remembered(bench: Workbench, feed: PackedFeed, home: Path) -> Kept:
     if not _is_of(folder, of):
         write_down(_load(home, bench), feed.packer, options, folder, bench.recipe.loss.chunk, bench.device, bench.say)
         facts = of | {"hash": _hash(folder)}
-        (folder / _FACTS).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        write_whole(folder / _FACTS, json.dumps(facts, indent=1) + "\n")
     return Kept(folder, feed.packer)
 
 

@@ -159,8 +159,7 @@ def settle(recipe: RunRecipe) -> None:
 
 def finish(recipe: Recipe, model: Llama, run: Path, progress: Progress) -> None:
     """Writes the model with its tokenizer in Hugging Face layout and what it reaches on held-out documents, if any."""
-    folder = run / "model"
-    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed while it measured has written it before
+    folder = emptied(run / "model")
     save_hf(model, model.config, folder)
     tokenizer = Path(recipe.data.tokenizer)
     for file in (tokenizer, tokenizer.with_name(TOKENIZER_CONFIG)):
@@ -173,6 +172,13 @@ def finish(recipe: Recipe, model: Llama, run: Path, progress: Progress) -> None:
         progress(
             f"bits per byte on held-out documents: {json.dumps({k: v['bits_per_byte'] for k, v in scores.items()})}"
         )
+
+
+def emptied(folder: Path) -> Path:
+    """Returns a folder of the run, without what a start has left of it that was killed behind writing it, or before."""
+    for left in (folder, *folder.parent.glob(f".{folder.name}.*.partial")):
+        shutil.rmtree(left, ignore_errors=True)
+    return folder
 
 
 def measure(recipe: Recipe, model: Llama, progress: Progress) -> dict[str, dict[str, float]]:

@@ -272,7 +272,7 @@ class Rounds:
             "sources": {name: {"reward": float(np.mean(all_)), "tasks": len(all_)} for name, all_ in by_source.items()},
         }
         kept = [each for each in known if (each["when"], each.get("step")) != (when, step)]
-        write_whole(file, "".join(json.dumps(each) + "\n" for each in (*kept, line)))
+        write_whole(file, "".join(json.dumps(each) + "\n" for each in (*kept, line)), lasting=True)
         self.bench.say(f"held out, step {step}: reward {line['reward']:.3f} of {len(samples)} tasks")
 
     def _draw(self, number: int, first: int) -> Round:
@@ -435,7 +435,7 @@ class Rounds:
                 [asdict(each) | {"id": self.tasks[each.sample.task].id} for each in part] for part in drawn.parts
             ],
         }
-        write_whole(file, json.dumps(document))
+        write_whole(file, json.dumps(document), lasting=True)  # a checkpoint may count on it
 
     def _read(self, number: int) -> Round:
         file = self._file(number)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +117,7 @@ def tokenise(
 def made(home: Path, write: Callable[[Path], None]) -> Store:
     """Returns the store in folder `home`, which `write` fills where there is none yet."""
     if not (home / INDEX).is_file():
-        partial = home.with_name(f"{home.name}.{os.getpid()}.partial")
+        partial = home.with_name(f"{home.name}.{uuid.uuid4().hex[:8]}.partial")  # a process's number may come again
         partial.mkdir(parents=True)
         write(partial)
         _publish(partial, home)

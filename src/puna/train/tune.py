@@ -23,7 +23,7 @@ from puna.train import difficulty
 from puna.train.account import account, sources_of
 from puna.train.balance import Balance
 from puna.train.drift import Drift, Routing
-from puna.train.loop import Outcome, Steps, room, settle
+from puna.train.loop import Outcome, Steps, emptied, room, settle
 from puna.train.objective import Exercise, Feed
 from puna.train.optim import Optimizer, cast
 from puna.train.pack import DataState, PackedFeed
@@ -177,7 +177,7 @@ def _held_out(bench: Workbench, when: str) -> dict[str, dict[str, float]] | None
         return known[when]
     store = bench.stored((bench.recipe.data.held_out,))
     known[when] = difficulty.by_source(bench.scores(store), store)
-    write_whole(file, json.dumps(known, indent=1) + "\n")
+    write_whole(file, json.dumps(known, indent=1) + "\n", lasting=True)
     nats, accuracy = known[when]["all"]["nats_per_token"], known[when]["all"]["accuracy"]
     bench.say(f"held out {when}: {nats:.3f} nats a learnt token, {accuracy:.1%} of them guessed")
     return known[when]
@@ -222,8 +222,7 @@ def _whole(model: Llama) -> None:
 
 def _written(bench: Workbench, name: str, write: Callable[[Path], None]) -> None:
     """Writes a folder of the run, in the place of one that a run left which was killed on its way."""
-    folder = bench.run / name
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = emptied(bench.run / name)
     write(folder)
     bench.say(f"{name} written to {folder}")
 

@@ -9,8 +9,8 @@ Not here: names (`names`), formats (`safetensors`, `pth`), what is wrong with a 
 
 import contextlib
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -366,7 +366,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     path = path.absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise WeightsError(f"{path}: exists already; give a new or empty directory")
-    folder = path.parent / f".{path.name}.{os.getpid()}.partial"
+    folder = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"  # a process's number may come again
     try:
         folder.mkdir(parents=True)
         yield folder
