@@ -6,15 +6,25 @@ and a little less than 141 on an H200. Gigabytes are 10^9 bytes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 Numbers = Literal["float32", "bfloat16", "fp8", "int8", "fp4"]
+
+Collective = Literal["gather", "reduce", "sum", "exchange"]
+"""Ways in which ranks tell each other something: all gather, reduce and scatter, all reduce, all to all."""
 
 GIB = 2**30
 
 USABLE = 0.95
 """The share of a device's memory that weights, keys and values may take: the rest is the driver's and a step's."""
+
+
+class Link(NamedTuple):
+    """Bytes that a rank sends in a second by a collective, and how long its first byte takes."""
+
+    n_bytes: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +39,7 @@ class Hardware:
     link_seconds, net_seconds  how long the first byte takes
     reserve_bytes              taken by the driver's context and buffers of collectives in every process
     has_kernels                a processor for which the C++ kernels are built
+    collectives                what was measured of them, where links do not tell: on processors they are copies
     """
 
     name: str
@@ -45,6 +56,7 @@ class Hardware:
     reserve_bytes: int = int(1.5e9)
     is_cpu: bool = False
     has_kernels: bool = False
+    collectives: Mapping[Collective, Link] = field(default_factory=dict)
 
     def rate(self, numbers: Numbers) -> float:
         """Returns operations a second in these numbers, or in bfloat16 where it has none of them."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from puna.plan import simulate
 from puna.plan.shares import layers_of
 from puna.plan.simulate import Span, Task, Tasks
-from puna.plan.step import Step
+from puna.plan.step import Exchange, Step
 
 MOST_BATCHES = 4
 """Batches for each stage that are simulated; beyond, the pipeline only repeats itself."""
@@ -126,35 +126,46 @@ def _pass(
     weights stay together from a batch's way back to the next one's way there (`warm`: there is none before), and
     gradients are reduced at the end of the step.
     """
-    compute, weights, rows = (Stream(stage, name) for name in ("compute", "weights", "rows"))
+    compute, weights, rows = Stream(stage, "compute"), _weights(step, stage), Stream(stage, "rows")
     forward = direction == "forward"
     layers = list(layers_of(step.job.config.text.n_layers, step.job.layout.pipeline, stage))
     at: int | None = needs
     times = 1.0 if forward else step.backward
-    exchanges = 1 if forward else (2 if step.job.layout.recompute else 1)
-    alone = step.job.layout.pipeline == 1
+    recompute, alone = step.job.layout.recompute, step.job.layout.pipeline == 1
     is_last = stage == step.job.layout.pipeline - 1
+    if alone and forward:
+        made.add(weights, step.around(stage)[0].seconds, "gather", [before])
     if is_last and not forward:
         at = made.add(compute, step.head()[0], "head", [at, before])
+        at = _exchange(made, rows, step.head_sums(), "sum", at)
     for index in layers if forward else reversed(layers):
         layer = step.layer(index)
         gathers = layer.gather.seconds and (alone or warm or not forward)
         gathered = made.add(weights, layer.gather.seconds, "gather") if gathers else None
-        at = _exchange(made, rows, layer.keys.seconds * exchanges, "keys", at)
+        ways = (layer.keys, layer.attention_sums, layer.dispatch, layer.experts_sums)
+        keys, first, dispatch, second = (way.there if forward else way.back_again(recompute) for way in ways)
+        at = _exchange(made, rows, keys, "keys", at)
         at = made.add(compute, layer.attention * times, f"{direction} attention", [at, before, gathered])
-        at = _exchange(made, rows, layer.sums.seconds * exchanges, "sum", at)
-        at = _exchange(made, rows, layer.dispatch.seconds * exchanges, "dispatch", at)
+        at = _exchange(made, rows, first, "sum", at)
+        at = _exchange(made, rows, dispatch, "dispatch", at)
         at = made.add(compute, layer.experts * times, f"{direction} experts", [at])
-        at = _exchange(made, rows, layer.dispatch.seconds * exchanges, "combine", at)
-        at = _exchange(made, rows, layer.sums.seconds * exchanges, "sum", at)
+        at = _exchange(made, rows, dispatch, "combine", at)
+        at = _exchange(made, rows, second, "sum", at)
         if alone and not forward and layer.reduce.seconds:
             made.add(weights, layer.reduce.seconds, "reduce", [at])
+    if alone and not forward:
+        made.add(weights, step.around(stage)[1].seconds, "reduce", [at])
     assert at is not None, "a stage has layers"
     return at
 
 
-def _exchange(made: Tasks, stream: Stream, seconds: float, kind: str, after: int | None) -> int | None:
-    return made.add(stream, seconds, kind, [after]) if seconds else after
+def _weights(step: Step, stage: int) -> Stream:
+    """Where weights are gathered and gradients reduced: beside arithmetic, but on processors, whose cores do both."""
+    return Stream(stage, "compute" if step.cluster.hardware.is_cpu else "weights")
+
+
+def _exchange(made: Tasks, stream: Stream, exchange: Exchange, kind: str, after: int | None) -> int | None:
+    return made.add(stream, exchange.seconds, kind, [after]) if exchange.seconds else after
 
 
 def _hand_over(
@@ -174,12 +185,11 @@ def _hand_over(
 
 
 def _end(step: Step, made: Tasks, stage: int, before: int | None) -> None:
-    """After the last batch: what is left of reducing, the sum over replicas, the update."""
-    weights = Stream(stage, "weights")
-    gather, reduce = step.around(stage)
-    seconds = gather.seconds + reduce.seconds
+    """After the last batch: what a pipeline's stage has left to reduce, the sum over replicas, the update."""
+    weights, seconds = _weights(step, stage), 0.0
     if step.job.layout.pipeline > 1:
         layers = layers_of(step.job.config.text.n_layers, step.job.layout.pipeline, stage)
+        seconds = sum(each.seconds for each in step.around(stage))
         seconds += sum(step.layer(index).reduce.seconds for index in layers)
     at = made.add(weights, seconds, "reduce", [before])
     at = made.add(weights, step.replicas(stage).seconds, "replicas", [at])

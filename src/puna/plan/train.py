@@ -19,7 +19,7 @@ from puna.plan.cluster import MTBF_HOURS, Cluster
 from puna.plan.failures import Habits, Run
 from puna.plan.pipeline import Simulated
 from puna.plan.shares import layers_of
-from puna.plan.step import Assumed, Step
+from puna.plan.step import Assumed, Step, Ways
 from puna.plan.training import Held, Job
 
 CARD_KG_PER_KWH = 0.387
@@ -144,13 +144,17 @@ class Trained:
         """Bytes that the first rank sends in a step, by what for."""
         step, batches = self.step, self.step.batches
         layers = [step.layer(i) for i in layers_of(self.job.config.text.n_layers, self.layout.pipeline, 0)]
-        passes = 3 if self.layout.recompute else 2
+
+        def sent(*names: str) -> float:
+            ways: list[Ways] = [getattr(each, name) for each in layers for name in names]
+            return batches * sum(w.there.n_bytes + w.back_again(self.layout.recompute).n_bytes for w in ways)
+
         twice = 1 if self.layout.pipeline > 1 else 2
         reduces = 1 if self.layout.pipeline > 1 else batches
         return {
-            "sums of matrices": batches * passes * sum(2 * each.sums.n_bytes for each in layers),
-            "keys of rows": batches * passes * sum(each.keys.n_bytes for each in layers),
-            "rows to experts": batches * passes * sum(2 * each.dispatch.n_bytes for each in layers),
+            "sums of matrices": sent("attention_sums", "experts_sums"),
+            "keys of rows": sent("keys"),
+            "rows to experts": sent("dispatch", "dispatch"),
             "weights gathered": batches * twice * sum(each.gather.n_bytes for each in layers),
             "gradients reduced": reduces * sum(each.reduce.n_bytes for each in layers),
             "gradients of replicas": step.replicas(0).n_bytes,
