@@ -205,10 +205,14 @@ def test_a_run_in_eight_bits_goes_on_with_the_same_bits(tables: dict[str, Any], 
 def test_two_ranks_train_in_eight_bits_as_one_process_does(
     two_ranks: Ranks, tables: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Not to the bit: a weight's gradient is rounded by each rank's own rows. Losses of eight steps, in nats."""
+    """Not to the bit: a weight's gradient is rounded by each rank's own rows. Eight steps at a rate that does not make
+    much of that; seen were 0.016 nats, in a step of a steep loss, and 0.4 % of a norm."""
     tables["compute"]["matmul"], tables["data"]["held_out"] = "fp8", ""
     tables["batch"] |= {"rows": 1, "accumulate": 2}
-    assert finished(tables, str(tmp_path / "one"))
-    assert all(two_ranks.run(finished, divided(tables, shard=2, expert=2), str(tmp_path / "ranks")))
-    for a, b in zip(logged(tmp_path / "one", "loss"), logged(tmp_path / "ranks", "loss"), strict=True):
-        assert a == pytest.approx(b, abs=0.05)
+    tables["optimizer"]["lr"] = 1e-3
+    one, ranks = tmp_path / "one", tmp_path / "ranks"
+    assert finished(tables, str(one))
+    assert all(two_ranks.run(finished, divided(tables, shard=2, expert=2), str(ranks)))
+    assert logged(ranks, "loss")[0] == pytest.approx(logged(one, "loss")[0], rel=1e-6)
+    assert logged(ranks, "loss") == pytest.approx(logged(one, "loss"), abs=0.05)
+    assert logged(ranks, "grad_norm") == pytest.approx(logged(one, "grad_norm"), rel=0.01)
