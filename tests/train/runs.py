@@ -45,8 +45,8 @@ def divided(tables: Tables, **parallel: int) -> Tables:
 def of_texts(tables: Tables, texts: Mapping[str, str], folder: Path) -> Tables:
     """The tables of a recipe that trains a model without eyes on these texts, by name, in steps of milliseconds."""
     model, documents = write_tiny_checkpoint(folder / "tiny", vision=False), folder / "train.jsonl"
-    lines = [{"id": name, "content": [{"type": "text", "text": text}]} for name, text in texts.items()]
-    documents.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    made = [{"id": name, "content": [{"type": "text", "text": text}]} for name, text in texts.items()]
+    documents.write_text("".join(json.dumps(document) + "\n" for document in made), encoding="utf-8")
     data = {"documents": str(documents), "held_out": "", "tokenizer": str(model / "tokenizer.json")}
     return tables | {
         "model": {"preset": str(model / "config.json"), "seed": 1},
