@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.chat import Assistant
+from puna.serve.app import Listener
 from tests.reference.tiny import write_tiny_checkpoint
 from tests.serve.conftest import CONTEXT_LEN, MODEL, PATIENCE_SECONDS, Running, data_url, picture
 
@@ -114,6 +115,7 @@ def test_streams_that_are_told_seldom_say_what_others_do(
     running: Running, seldom: Running, fields: dict[str, Any]
 ) -> None:
     asked = GREEDY | {"messages": HELLO} | fields
+    running.wait_until_idle()  # beside others, log-probabilities are rounded differently
     whole = running.post("/v1/chat/completions", asked).document
     asked |= {"stream": True, "stream_options": {"include_usage": True}}
     *events, _, _ = seldom.post("/v1/chat/completions", asked).body.split(b"\n\n")
@@ -514,6 +516,10 @@ def test_a_body_that_is_too_long_is_not_read(strict: Running) -> None:
     head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer first\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
     assert status_of(strict, head + chunk * 2) == 413  # no length announced: counted
+
+
+def test_a_silent_connection_is_kept_for_longer_than_proxies_keep_theirs(running: Running) -> None:
+    assert Listener(running.server, drain_seconds=1).config.timeout_keep_alive > 60
 
 
 def test_a_body_that_is_too_slow_is_not_waited_for(assistant: Assistant) -> None:

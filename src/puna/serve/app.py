@@ -42,6 +42,10 @@ __all__ = ["LOCAL_HOSTS", "ROUTES", "Listener", "Server", "Settings", "listen", 
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may be silent between requests: longer than clients and proxies keep one they do not use (5 and
+60 seconds are common), and than a busy machine holds this process up, so that nobody asks where nobody listens."""
+
 ROUTES: list[Callable[[State], list[Any]]] = [
     chat.routes,
     completions.routes,
@@ -119,6 +123,7 @@ class Listener(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nothing here depends on where a client is
                 timeout_graceful_shutdown=drain_seconds,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
         self._server = server
