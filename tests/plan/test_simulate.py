@@ -1,17 +1,22 @@
 """Events against what can be worked out by hand: chains, pipelines, failures."""
 
+from dataclasses import replace
+
 import pytest
 
+from puna.hardware import Collective, Link
 from puna.plan import failures, simulate
 from puna.plan.activations import Shape
-from puna.plan.cluster import parse
+from puna.plan.cluster import Cluster, parse
 from puna.plan.failures import Habits
 from puna.plan.pipeline import order, simulated
 from puna.plan.shares import Training
 from puna.plan.simulate import Task
 from puna.plan.step import Assumed, Step
 from puna.plan.training import Job
-from puna.presets import SCOUT
+from puna.presets import CRIA, SCOUT
+
+GATHERS = ("gather", "reduce")
 
 
 def test_a_stream_works_in_order_and_waits_for_others() -> None:
@@ -58,6 +63,33 @@ def test_counting_on_is_as_good_as_simulating_all_batches() -> None:
 def test_more_stages_without_more_batches_leave_more_idle() -> None:
     idle = [simulated(step(Training(pipeline=p, shard=16, expert=16), 16 * 8)).idle for p in (2, 4, 8)]
     assert idle[0] < idle[1] < idle[2]
+
+
+def on_processors(layout: Training, rates: dict[Collective, Link], *, is_cpu: bool = True) -> Step:
+    hardware = replace(parse("h100").hardware, is_cpu=is_cpu, collectives=rates)
+    job = Job(config=CRIA, layout=layout, shape=Shape(rows=1, row_len=512), accumulate=2, matrices="adamw")
+    return Step(job, Cluster(hardware=hardware, count=layout.world), Assumed())
+
+
+def test_links_of_processors_take_their_cores_and_those_of_gpus_do_not() -> None:
+    rates: dict[Collective, Link] = {
+        "gather": Link(150e9, 0.0),
+        "reduce": Link(150e9, 0.0),
+    }  # about as long as products
+    processors, gpus = (simulated(on_processors(Training(shard=2), rates, is_cpu=each)) for each in (True, False))
+    assert processors.computing == pytest.approx(1.0) and gpus.computing < 0.9
+    assert gpus.seconds < 0.9 * processors.seconds
+
+
+def test_each_collective_takes_what_was_measured_of_it() -> None:
+    rates: dict[Collective, Link] = {"gather": Link(1e9, 0.5), "reduce": Link(0.5e9, 0.5), "sum": Link(2e9, 0.5)}
+    layer = on_processors(Training(tensor=2), rates, is_cpu=False).layer(0)
+    sums = layer.attention_sums
+    assert sums.there.seconds == pytest.approx(0.5 + sums.there.n_bytes / 2e9)
+    assert sums.back == sums.there.times(3)  # of query, key and value, one by one
+    gathered, reduced = (getattr(on_processors(Training(shard=2), rates, is_cpu=False).layer(0), n) for n in GATHERS)
+    assert gathered.seconds == pytest.approx(2 * 0.5 + gathered.n_bytes / 1e9)  # dense parts, and experts
+    assert reduced.seconds == pytest.approx(2 * 0.5 + reduced.n_bytes / 0.5e9)
 
 
 def test_failures_cost_what_theory_says() -> None:
