@@ -1,7 +1,6 @@
 """Replies that were better than their group's become more probable; rounds are drawn again as they were."""
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from puna.train.workbench import Workbench, open_bench
 from puna.weights.checkpoint import load
 from tests.reference.ranks import Ranks
 from tests.train.chat_lines import TASKS, write_lines
-from tests.train.runs import lines, losses, silent
+from tests.train.runs import lines, logged, losses, pause_at, silent
 
 
 def recipe_of(tiny: Path, folder: Path, **reinforce: Any) -> TuneRecipe:
@@ -192,7 +191,7 @@ def test_a_run_that_was_paused_ends_with_the_same_weights(tiny: Path, tmp_path: 
             tables = tables_of(tiny, tmp_path, updates=2, look_every=1)
             tables["data"]["held_out"] = tables["data"]["chats"][0]
             tables["checkpoint"] = {"every_steps": 1, "every_seconds": 0}
-            outcome = tune(from_dict(tables), tmp_path / name, _Until(steps))
+            outcome = tune(from_dict(tables), tmp_path / name, pause_at(steps))
             assert outcome.finished == (steps == 4)
         return load(tmp_path / name / "model", dtype=torch.float32)
 
@@ -297,29 +296,13 @@ def test_two_ranks_learn_what_one_does_from_the_groups_of_both(tiny: Path, tmp_p
     two = one | {"parallel": {"replicate": 2}, "batch": one["batch"] | {"accumulate": 2}}
     assert reinforced(one, str(tmp_path / "one"))
     assert all(two_ranks.run(reinforced, two, str(tmp_path / "two")))
-    logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
     for name in ("loss", "grad_norm", "reward", "tokens"):
-        assert [each[name] for each in logs[1]] == pytest.approx(
-            [each[name] for each in logs[0]], rel=1e-5, abs=1e-6
-        ), name
+        expected, found = (logged(tmp_path / run, name) for run in ("one", "two"))
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), name
     models = [load(tmp_path / name / "model", dtype=torch.float32).state_dict() for name in ("one", "two")]
     for name, weight in models[0].items():
         torch.testing.assert_close(models[1][name], weight, rtol=1e-5, atol=1e-5)
     assert len(list((tmp_path / "two" / ROUNDS).glob("*-1of2.json"))) == 2
-
-
-class _Until:
-    """Says nothing, and asks for a pause when a step is told."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __call__(self, line: str) -> None:
-        if line.startswith(f"step {self.step}/") and self.step < 4:
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
