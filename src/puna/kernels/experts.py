@@ -100,7 +100,7 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 def grouped_linear_plain(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """The twin of `grouped_linear` for every dtype, size and device: one product per group that has rows."""
-    groups = x.split([b - a for a, b in pairwise([0, *ends.tolist()])])  # as `unbind`: indexing is slow on the way back
+    groups = torch.split(x, [b - a for a, b in pairwise([0, *ends.tolist()])])  # indexing is slow on the way back
     parts = [F.linear(rows, own) for rows, own in zip(groups, weight.unbind(0), strict=True) if len(rows)]
     return torch.cat(parts) if parts else x.new_empty(0, weight.shape[1])  # R out
 
