@@ -280,14 +280,15 @@ def reached(*, is_alone: bool) -> dict[str, Any]:
     }
     found["collectives"] = {}
     for kind, (n_bytes, call) in calls.items():
-        first = seconds(lambda: call(slice(16), slice(32)), 40, is_alone)  # noqa: B023
-        rest = seconds(lambda: call(slice(None), slice(None)), 10, is_alone) - first  # noqa: B023
-        found["collectives"][kind] = (n_bytes / rest, first)
+        first = seconds(lambda: call(slice(16), slice(32)), 100, is_alone)  # noqa: B023
+        rest = seconds(lambda: call(slice(None), slice(None)), 40, is_alone) - first  # noqa: B023
+        found["collectives"][kind] = (n_bytes / max(rest, 1e-6), first)
     return found
 
 
 def seconds(work: Callable[[], object], times: int, is_alone: bool) -> float:
-    """Returns the seconds of one of so many repetitions, behind two that do not count, on the slower of the ranks."""
+    """Returns the mean seconds of so many repetitions, behind two that do not count, on the slower of the ranks: a step
+    waits for the slow ones too."""
     import torch
     import torch.distributed as dist
 
