@@ -42,7 +42,7 @@ from puna.serve.guarding import Guarding
 from puna.serve.orders import Begin, End, Order, Problem, Report
 from puna.serve.state import Settings
 
-NICENESS = 19
+NICENESS = 15
 """Of the process that serves HTTP: on a machine where both want the processors, steps come first."""
 
 _BUFFER_BYTES = 4 * 2**20  # of reports that HTTP has not read: then the model waits
