@@ -214,5 +214,5 @@ def test_two_ranks_train_in_eight_bits_as_one_process_does(
     assert finished(tables, str(one))
     assert all(two_ranks.run(finished, divided(tables, shard=2, expert=2), str(ranks)))
     assert logged(ranks, "loss")[0] == pytest.approx(logged(one, "loss")[0], rel=1e-6)
-    assert logged(ranks, "loss") == pytest.approx(logged(one, "loss"), abs=0.05)
+    assert logged(ranks, "loss") == pytest.approx(logged(one, "loss"), abs=0.025)
     assert logged(ranks, "grad_norm") == pytest.approx(logged(one, "grad_norm"), rel=0.01)
