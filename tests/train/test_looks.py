@@ -33,7 +33,10 @@ def apple(tmp_path: Path) -> Emoji:
 def test_each_picture_is_asked_about_in_other_languages_and_listed_once(apple: Emoji, tmp_path: Path) -> None:
     documents = list(emoji_looks(Random(0), LOOKS, [apple], {}, tmp_path))
     asked = [document for document in documents if document.source == "look"]
-    assert len(documents) == 2 * 3 * (2 + 1)
+    assert len(documents) == 2 * 3 * (2 + 1 + 1)
+    named = [document for document in documents if document.source == "named"]
+    assert {document.turns[0].answer for document in named} == {"apple en"}
+    assert len({document.pictures for document in named}) == len(named) == 6
     assert all(len(document.turns) == 1 and len(document.pictures) == 1 for document in asked)
     assert set(Counter(document.language for document in asked).values()) == {1}
     assert len({document.pictures for document in asked}) == 6
@@ -68,5 +71,5 @@ def test_no_held_out_emoji_and_no_held_out_style_is_shown() -> None:
         if "openmoji" in line:
             raise AssertionError(line)
         record = json.loads(line)
-        if record["source"] in ("look", "names"):
+        if record["source"] in ("look", "named", "names"):
             assert record["id"].split("-", 2)[2].split("-")[0] not in held_out, record["id"]

@@ -238,6 +238,22 @@ def test_a_log_that_finds_no_room_says_what_to_do(tables: dict[str, Any], tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_second_start_in_the_folder_of_a_run_is_refused_and_the_first_goes_on(
+    tables: dict[str, Any], uninterrupted: Path, tmp_path: Path
+) -> None:
+    refused = []
+
+    def start_again(line: str) -> None:
+        if line.startswith("step 2/"):
+            with pytest.raises(ConfigError, match=r"--run .*run: is being trained already; wait, or give"):
+                train(from_dict(tables), tmp_path / "run", silent)
+            refused.append(line)
+
+    assert train(from_dict(tables), tmp_path / "run", start_again).finished and refused
+    assert_same_checkpoint(tmp_path / "run", reference(tables, uninterrupted))
+    assert train(from_dict(tables), tmp_path / "run", silent).finished  # nothing holds the folder any more
+
+
 def test_an_unknown_model_is_refused(tables: dict[str, Any]) -> None:
     tables["model"]["preset"] = "behemoth"
     with pytest.raises(ConfigError, match=r"model.preset: 'behemoth' is unknown; choose one of scout"):

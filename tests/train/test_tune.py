@@ -305,6 +305,20 @@ def test_a_round_or_a_model_that_finds_no_room_is_written_by_the_next_start(
 
 
 @pytest.mark.slow
+def test_a_second_start_in_the_folder_of_a_run_is_refused(tables: Tables, tmp_path: Path) -> None:
+    tables["drift"] = {"batches": 0}
+    refused = []
+
+    def start_again(line: str) -> None:
+        if line.startswith("step 1/"):
+            with pytest.raises(ConfigError, match=r"--run .*run: is being trained already"):
+                tune(from_dict(tables), tmp_path / "run", silent)
+            refused.append(line)
+
+    assert tune(from_dict(tables), tmp_path / "run", start_again).finished and refused
+
+
+@pytest.mark.slow
 def test_other_conversations_cannot_continue_a_run(tables: Tables, tmp_path: Path) -> None:
     tables["drift"] = {"batches": 0}
     tune(from_dict(tables), tmp_path / "run", silent)

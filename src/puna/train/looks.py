@@ -94,24 +94,28 @@ def icon_sets(sources: Sources) -> dict[str, IconSet]:
 def emoji_looks(
     rng: Random, looks: Looks, emoji: Sequence[Emoji], sets: Mapping[str, IconSet], folder: Path
 ) -> Iterator[Document]:
-    """Each picture of each emoji: `looks.questions` chats of one question in different languages, and a list of names.
+    """Each picture of each emoji: `looks.questions` chats of one question in different languages, one in English
+    besides, and a list of names.
 
     The languages run on from picture to picture, so that an emoji is asked about in all of them equally often.
     """
+    in_english = Random(f"{looks.seed} named")
     for one in emoji:
         order = rng.sample(LANGUAGES, len(LANGUAGES))
         at = 0
         for picture in emoji_pictures(rng, looks, one, sets, folder):
-            name = f"look-{Path(picture.path).parent.name}-{Path(picture.path).stem}"
+            name = f"{Path(picture.path).parent.name}-{Path(picture.path).stem}"
             for _ in range(looks.questions):
                 language, at = order[at % len(order)], at + 1
                 turn = look_turn(rng, one, language)
                 yield Document(
-                    id=f"{name}-{language}", source="look", language=language, turns=(turn,), pictures=(picture,)
+                    id=f"look-{name}-{language}", source="look", language=language, turns=(turn,), pictures=(picture,)
                 )
+            named = ask.name_turns(in_english, one.names, ("en",))
+            yield Document(id=f"named-{name}", source="named", language="en", turns=named, pictures=(picture,))
             listed = rng.sample(LANGUAGES, NAMES_IN_A_LIST)
             lines = "\n".join(f"{NATIVE_NAMES[language]}: {one.names[language]}" for language in listed)
-            yield Document(id=f"{name}-names", source="names", language="mul", content=(picture, lines))
+            yield Document(id=f"look-{name}-names", source="names", language="mul", content=(picture, lines))
 
 
 def look_turn(rng: Random, one: Emoji, language: str) -> Turn:

@@ -114,16 +114,20 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
 
     Sets the number of threads and deterministic algorithms for this process. A recipe with several ranks is trained by
     as many processes that torchrun started, each of which calls this with the same `run`. Raises PunaError as `Update`,
-    `join`, `resume`, `Saving` and `tokenise` say.
+    `join`, `alone_in`, `resume`, `Saving` and `tokenise` say.
     """
     settle(recipe)
     run = Path(run)
     config = model_config(recipe)
     team = Team.of(recipe, config)
+    with room(run), team.alone_in(run):
+        return _trained(recipe, config, run, team, progress)
+
+
+def _trained(recipe: Recipe, config: LlamaConfig, run: Path, team: Team, progress: Progress) -> Outcome:
     say = progress if team.is_first else lambda line: None
-    with room(run), team.ends_together(run):
+    with team.ends_together(run):
         with team.first_alone():  # makes what the others then find
-            run.mkdir(parents=True, exist_ok=True)
             store = tokenise(recipe.data.documents, recipe.data.tokenizer, config.vision, recipe.data.store, say)
         if team.is_first:
             write_work(run, recipe, config)
@@ -136,8 +140,7 @@ def train(recipe: Recipe, run: str | Path, progress: Progress) -> Outcome:
     if is_done and team.is_first:
         model = state.model if team.mesh is None else trained(run, config, getattr(torch, recipe.compute.dtype))
         assert isinstance(model, Llama)
-        with room(run):
-            finish(recipe, model, run, progress)
+        finish(recipe, model, run, progress)
     return Outcome(state.step, finished=is_done)
 
 

@@ -5,8 +5,10 @@ no number of training.
 Not here: which rank computes what (`mesh`), how those that are left learn who is gone (`lost`).
 """
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from torch import distributed
 from torch.distributed import ProcessGroup
 
 from puna.config import LlamaConfig
-from puna.errors import DeviceError
+from puna.errors import ConfigError, DeviceError
 from puna.meter import Used
 from puna.model.transformer import Llama
 from puna.train.lost import RollCall
@@ -98,6 +100,15 @@ class Team(NamedTuple):
         return [bool(vote) for vote in votes]
 
     @contextmanager
+    def alone_in(self, run: Path) -> Iterator[None]:
+        """Keeps other starts out of a folder, which it makes. Raises ConfigError while one is at work there."""
+        with ExitStack() as until_the_end:
+            with self.ends_together(run), self.first_alone():
+                if self.is_first:
+                    until_the_end.enter_context(_alone(run))
+            yield
+
+    @contextmanager
     def ends_together(self, run: Path, doing: Callable[[], str] = lambda: "before the first step") -> Iterator[None]:
         """Has all ranks of `run` end when one does, which until then were `doing` something.
 
@@ -120,3 +131,18 @@ class Team(NamedTuple):
                 found = checkpoints(run)
                 place = f"from step {found[-1][0]}, its last checkpoint" if found else "from its beginning"
                 raise DeviceError(f"{doing()}: {roll}; start all ranks as before: the run goes on {place}") from error
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which the system takes back from a process that ends in whatever way."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"--run {run}: is being trained already; wait, or give another folder") from error
+        yield
+    finally:
+        os.close(lock)

@@ -56,13 +56,12 @@ def tune(recipe: TuneRecipe, run: str | Path, progress: Progress, judges: Mappin
     """
     settle(recipe)
     run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
     bench = open_bench(recipe, run, progress)
     bench.judges = judges or {}
     team = Team.of(recipe, bench.config)
     if not team.is_first:
         bench.say = _silent
-    with room(run):
+    with room(run), team.alone_in(run):
         return (_divided if recipe.parallel.world > recipe.parallel.replicate else _entire)(bench, team)
 
 
