@@ -270,8 +270,10 @@ def test_wrong_settings_are_named(assistant: Assistant) -> None:
         assistant.chat(HELLO, stop="")
     with pytest.raises(PromptError, match="messages is empty"):
         assistant.chat([])
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(TypeError, match=r"temprature: is no option of an answer; did you mean temperature\?"):
         assistant.chat(HELLO, temprature=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"verbose: .*known are temperature, top_p"):
+        assistant.complete("Hello", verbose=True)  # type: ignore[call-arg]
 
 
 def test_respond_reports_finish_usage_and_logprobs(assistant: Assistant) -> None:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
@@ -784,8 +785,16 @@ def _request(
     stop_ids: frozenset[int],
     matcher: Callable[[Grammar, frozenset[int]], Matcher],
 ) -> tuple[Request, dict[str, Any]]:
-    """Returns the engine's request, and what the engine does not know: stop strings and how text is shown."""
+    """Returns the engine's request, and what the engine does not know: stop strings and how text is shown.
+
+    Raises TypeError for an option that is none.
+    """
     named: dict[str, Any] = dict(options)
+    known = ChatOptions.__annotations__
+    for name in named.keys() - known.keys():
+        near = get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise TypeError(f"{name}: is no option of an answer; {remedy}")
     stop = named.pop("stop", ())
     shown = {
         "stop": [stop] if isinstance(stop, str) else stop,
