@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from puna.train.looks import Looks, emoji_looks, kept_texts, look_turn
+from puna.train.looks import Looks, emoji_looks, kept_texts, look_turn, replayed
 from puna.train.questions import KINDS, LANGUAGES
 from puna.train.sources import Emoji
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "cria"
 LOOKS = Looks(
     seed=0, variants=3, icon_variants=1, sign_variants=2, questions=2, large_pages=0.5,
-    scenes=0, charts=0, printed_pages=0, printed_words=0, receipts=0,
+    scenes=0, charts=0, printed_pages=0, printed_words=0, receipts=0, replay={},
 )  # fmt: skip
 
 
@@ -61,6 +61,12 @@ def test_texts_and_pairs_of_emoji_are_kept() -> None:
     found = [record["id"] for record in kept_texts(Random(0), LOOKS, [*records, *shown_anew, *large])]
     assert found[:3] == kept
     assert 30 < len(found) - 3 < 70
+
+
+def test_some_chats_of_some_sources_are_read_again() -> None:
+    chats = [{"id": f"{source}-{i}", "source": source, "messages": []} for i in range(3) for source in ("look", "page")]
+    records: list[dict[str, Any]] = [{"id": "look-a-1-names", "source": "look", "content": []}, *chats]
+    assert [record["id"] for record in replayed(records, {"look": 2, "chart": 5})] == ["look-0", "look-1"]
 
 
 def test_no_held_out_emoji_and_no_held_out_style_is_shown() -> None:

@@ -1,9 +1,10 @@
 """The corpus that cria is trained on: many pictures, about each of which little is asked, and all texts.
 
-In: what `corpus` has written, and the sources. Out: `looks.jsonl` and more pictures. Emoji come in six drawing styles,
-each picture another size, angle, paper and tint, so that a name is tied to what is drawn and not to one picture. A
-question stands alone, so that a batch holds many different pairs (docs/decisions/021). Scenes, charts and pages are new
-ones, with one or two questions each. Nothing here is held out, and no emoji that `corpus` held out is drawn.
+In: what `corpus` has written, and the sources. Out: `looks.jsonl` and more pictures; and `replay.jsonl`, chats of it
+that are read once more when cria learns to converse. Emoji come in six drawing styles, each picture another size,
+angle, paper and tint, so that a name is tied to what is drawn and not to one picture. A question stands alone, so that
+a batch holds many different pairs (docs/decisions/021). Scenes, charts and pages are new ones, with one or two
+questions each. Nothing here is held out, and no emoji that `corpus` held out is drawn.
 """
 
 from collections import Counter
@@ -52,7 +53,8 @@ class Looks:
 
     `variants` is for the styles that emoji packages publish as pictures, `icon_variants` for the icon sets; `questions`
     is how many are asked about each picture of an emoji. `large_pages` is the share kept of story pages beside a large
-    picture, which is five tiles.
+    picture, which is five tiles. `replay` says how many chats of a source are to be read once more while the model
+    learns to converse.
     """
 
     seed: int
@@ -66,12 +68,14 @@ class Looks:
     printed_pages: int
     printed_words: int
     receipts: int
+    replay: Mapping[str, int]
 
 
 def write_looks(sources: Sources, looks: Looks, held_out: Iterable[str], folder: Path) -> dict[str, int]:
     """Writes looks.jsonl and its pictures beside train.jsonl in `folder`, and returns the documents by source.
 
-    `held_out` are the codes of the emoji that are not shown. Documents are in random order.
+    `held_out` are the codes of the emoji that are not shown. Documents are in random order. Some chats are written into
+    replay.jsonl besides.
     """
     rng = Random(looks.seed)
     emoji = read_emoji(sources)
@@ -83,7 +87,17 @@ def write_looks(sources: Sources, looks: Looks, held_out: Iterable[str], folder:
     ]
     rng.shuffle(records)
     write_records(folder / "looks.jsonl", records)
+    write_records(folder / "replay.jsonl", replayed(records, looks.replay))
     return dict(Counter(record["source"] for record in records))
+
+
+def replayed(records: Iterable[dict[str, Any]], wanted: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """The first chats of each source, as many as are wanted of it or there are."""
+    left = dict(wanted)
+    for record in records:
+        if "messages" in record and left.get(record["source"], 0) > 0:
+            left[record["source"]] -= 1
+            yield record
 
 
 def icon_sets(sources: Sources) -> dict[str, IconSet]:
