@@ -168,7 +168,7 @@ def dry_run(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 WRITTEN = {path.stem: path.read_text("utf-8") for path in sorted(RECIPES.glob("*.toml"))}
 TRAINED = [name for name, text in WRITTEN.items() if "[schedule]" in text and "[objective]" not in text]  # not tuned
 TRAINED.remove("guard-tune")  # begins with a model that a command makes first
-EVERYDAY = {"cria", "cria-first", "research-1b"}
+EVERYDAY = {"cria", "cria-first", "cria-names", "research-1b"}
 FITS = {"research-1b": True, "scout-64": True, "scout-512": True, "maverick-512": True}
 
 
