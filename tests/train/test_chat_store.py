@@ -56,6 +56,14 @@ def test_words_calls_and_ends_of_the_assistant_are_learnt(
     assert counts["conversations"] == 1 and counts["learnt"] == sum(store.weights)
 
 
+def test_a_plain_text_is_learnt_with_its_end(
+    tiny: Path, tiny_model_config: LlamaConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    store = stored([TURNS, {"source": "book", "text": "a herd"}], CHOICES, tiny, tiny_model_config, tmp_path)
+    assert learnt(store, tokenizer, 1) == HIDDEN + "a herd<|end_of_text|>"
+    assert store.source_names[store.sources[1]] == "book"
+
+
 def test_the_last_turn_alone_or_with_its_header_may_be_learnt(
     tiny: Path, tiny_model_config: LlamaConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -102,6 +102,17 @@ def test_a_wrong_line_is_named_with_its_field(tmp_path: Path, line: dict[str, An
     assert str(raised.value).startswith(f"{path}, line 2: ") and said in str(raised.value)
 
 
+def test_a_plain_text_is_read_where_it_may_be(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "texts.jsonl", [{"id": "t", "text": "Once", "author": "A"}])
+    (chat,) = read(path, texts=True)
+    assert (chat.id, chat.text, chat.messages, chat.facts) == ("t", "Once", (), {"author": "A"})
+    with pytest.raises(PromptError, match="one of messages, conversations and prompt"):
+        list(read(path))
+    for line, said in (({"text": " "}, "is no text or empty"), ({"text": "a", "chosen": "b"}, "stands beside chosen")):
+        with pytest.raises(PromptError, match=rf"line 1: text: {said}"):
+            list(read(write_lines(tmp_path / "wrong.jsonl", [line]), texts=True))
+
+
 def test_what_is_no_json_and_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"messages": \n', encoding="utf-8")
     with pytest.raises(PromptError, match="line 1: not JSON"):

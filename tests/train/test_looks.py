@@ -63,10 +63,15 @@ def test_texts_and_pairs_of_emoji_are_kept() -> None:
     assert 30 < len(found) - 3 < 70
 
 
-def test_some_chats_of_some_sources_are_read_again() -> None:
+def test_some_chats_and_texts_of_some_sources_are_read_again() -> None:
     chats = [{"id": f"{source}-{i}", "source": source, "messages": []} for i in range(3) for source in ("look", "page")]
-    records: list[dict[str, Any]] = [{"id": "look-a-1-names", "source": "look", "content": []}, *chats]
-    assert [record["id"] for record in replayed(records, {"look": 2, "chart": 5})] == ["look-0", "look-1"]
+    picture, text = {"type": "image", "path": "a.png"}, {"type": "text", "text": "Once "}
+    pages = [
+        {"id": f"asp-{i}", "source": "asp", "content": parts} for i, parts in enumerate(([picture, text], [text] * 2))
+    ]
+    found = list(replayed([*pages, *chats], {"look": 2, "chart": 5, "asp": 2}))
+    assert [record["id"] for record in found] == ["asp-1", "look-0", "look-1"]
+    assert found[0] == {"id": "asp-1", "source": "asp", "text": "Once Once "}
 
 
 def test_no_held_out_emoji_and_no_held_out_style_is_shown() -> None:

@@ -2,7 +2,7 @@
 
 In: files that `chats` reads, a renderer, and what to learn. Out: a `Store`, made once for the same content and choices.
 Learnt are the words of the assistant, its calls, and the token that ends its turn; its header only where that is
-wished; never slots of pictures nor what others say. A preference becomes two documents that follow each other, the
+wished; never slots of pictures nor what others say. A plain text is learnt with its end, as in pre-training. A preference becomes two documents that follow each other, the
 better one first, in which only the answers are learnt.
 Not here: how documents share rows (`pack`).
 """
@@ -23,7 +23,16 @@ from puna.errors import PromptError
 from puna.prompt.message import Message
 from puna.prompt.render import Renderer, ToolStyle
 from puna.prompt.tokenizer import Tokenizer
-from puna.prompt.vocab import END_OF_MESSAGE, END_OF_TURN, HEADER_END, HEADER_START, IMAGE_END, IMAGE_START
+from puna.prompt.vocab import (
+    BEGIN_OF_TEXT,
+    END_OF_MESSAGE,
+    END_OF_TEXT,
+    END_OF_TURN,
+    HEADER_END,
+    HEADER_START,
+    IMAGE_END,
+    IMAGE_START,
+)
 from puna.train import chats
 from puna.train.chats import Chat
 from puna.train.store import Encoded, Progress, Store, Writer, made
@@ -66,7 +75,7 @@ def store_chats(
         writer = Writer(home, tokenizer, vision, encode.tiles)
         counts: Counter[str] = Counter()
         pairs: set[bool] = set()
-        for chat in chain.from_iterable(chats.read(path) for path in paths):
+        for chat in chain.from_iterable(chats.read(path, texts=True) for path in paths):
             counts["conversations"] += 1
             pairs.add(bool(chat.chosen))
             if len(pairs) > 1:
@@ -92,24 +101,32 @@ class ChatEncoder:
     """Turns conversations into documents."""
 
     def __init__(self, tokenizer: Tokenizer, vision: VisionConfig | None, choices: Choices) -> None:
-        self.renderer = Renderer(tokenizer, vision)
+        self.tokenizer, self.renderer = tokenizer, Renderer(tokenizer, vision)
         self.choices = choices
         special = tokenizer.special
         self.header = self.renderer.header("assistant")
         self.ends = {special[name] for name in (END_OF_TURN, END_OF_MESSAGE) if name in special}
         self.opens, self.closes = special[HEADER_START], special[HEADER_END]
+        self.begin, self.end = special[BEGIN_OF_TEXT], special[END_OF_TEXT]
         self.image_start, self.image_end = special.get(IMAGE_START), special.get(IMAGE_END)
         self._tiles: dict[str, NDArray[np.uint8]] = {}
 
     def documents(self, chat: Chat, counts: Counter[str]) -> list[Encoded]:
         """Returns the documents of a conversation: none where it is dropped, two of a preference."""
         self._tiles.clear()  # of the one before
+        if chat.text:
+            return self._fitted([self.plain(chat.text)], chat, counts)
         if not chat.chosen:
             return self._fitted([self.encode(chat, chat.messages, chat.learnt)], chat, counts)
         ways = [(*chat.messages, *answer) for answer in (chat.chosen, chat.rejected)]
         before = [False] * len(chat.messages)
         learnt = [[*before, *(m.role == "assistant" for m in way[len(before) :])] for way in ways]
         return self._fitted([self.encode(chat, way, of) for way, of in zip(ways, learnt, strict=True)], chat, counts)
+
+    def plain(self, text: str) -> Encoded:
+        """Returns a text between the tokens that begin and end one."""
+        ids = [self.begin, *self.tokenizer.encode(text), self.end]
+        return Encoded(ids, [0, *[1] * (len(ids) - 1)], [])
 
     def encode(self, chat: Chat, messages: Sequence[Message], learnt: Sequence[bool]) -> Encoded:
         """Returns the ids of messages, loss weights, and names by which `tiles` knows their pictures.

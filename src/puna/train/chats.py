@@ -5,6 +5,10 @@ In: a file. Out: `Chat` values. A line holds one object in one of two shapes, wh
     {"messages": [{"role": "user", "content": "..."}, ...], "tools": [...]}               OpenAI's
     {"conversations": [{"from": "human", "value": "<image> ..."}, ...], "images": [...]}  ShareGPT's
 
+or, where that is allowed, a plain text, which is read so that what was learnt before tuning is not forgotten:
+
+    {"text": "Once upon a time ..."}
+
 Of a preference the common part stands there, or in "prompt", and "chosen" and "rejected" beside it: a text, a message
 or several. A message may say `"weight": 0`: it is read, and not learnt. Pictures are data URLs, or paths relative to
 the file's folder that stay within it. What a line holds besides ("id", "source", an answer to compare with ...) is kept
@@ -38,7 +42,7 @@ _SPEAKERS = {
     "tool": "tool",
 }
 _OWN = frozenset(
-    {"messages", "conversations", "prompt", "chosen", "rejected", "images", "tools", "system", "id", "source"}
+    {"messages", "conversations", "prompt", "chosen", "rejected", "images", "tools", "system", "id", "source", "text"}
 )
 
 
@@ -47,6 +51,7 @@ class Chat:
     """One line. `where` names it in messages; learnt[i] says whether messages[i] is, if it is an assistant's.
 
     chosen, rejected   the better and the worse way to go on, of a preference; else empty
+    text               a plain text instead of messages, which is learnt from beginning to end; else empty
     facts              the line's other fields, as they stand there
     """
 
@@ -59,10 +64,11 @@ class Chat:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     facts: Mapping[str, Any]
+    text: str = ""
 
 
-def read(path: str | Path) -> Iterator[Chat]:
-    """Yields the conversations of a file in order.
+def read(path: str | Path, *, texts: bool = False) -> Iterator[Chat]:
+    """Yields the conversations of a file in order, and plain texts where they are allowed.
 
     Raises ConfigError when there is no such file, PromptError, naming file, line, field and remedy, for a wrong line.
     """
@@ -70,7 +76,8 @@ def read(path: str | Path) -> Iterator[Chat]:
     for number, document in documents(file):
         where = f"{file}, line {number}"
         try:
-            yield _chat(document, where, str(document.get("id", number)), file.parent)
+            make = _text if texts and "text" in document else _chat
+            yield make(document, where, str(document.get("id", number)), file.parent)
         except PromptError as error:
             raise PromptError(f"{where}: {error}") from error
 
@@ -112,6 +119,28 @@ def _named(part: Mapping[str, Any]) -> object:
 
 
 # One line ---------------------------------------------------------------------------------------------------------
+
+
+def _text(document: Mapping[str, Any], where: str, name: str, folder: Path) -> Chat:
+    text = document["text"]
+    if not (isinstance(text, str) and text.strip()):
+        raise PromptError("text: is no text or empty; give a text, or remove the line")
+    if others := sorted(_OWN & document.keys() - {"id", "source", "text"}):
+        raise PromptError(f"text: stands beside {', '.join(others)}; a line is a text or a conversation")
+    facts = {key: value for key, value in document.items() if key not in _OWN}
+    source = str(document.get("source", ""))
+    return Chat(
+        id=name,
+        source=source,
+        where=where,
+        messages=(),
+        learnt=(),
+        tools=(),
+        chosen=(),
+        rejected=(),
+        facts=facts,
+        text=text,
+    )
 
 
 def _chat(document: Mapping[str, Any], where: str, name: str, folder: Path) -> Chat:

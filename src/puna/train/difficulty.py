@@ -84,7 +84,7 @@ def judged(files: Sequence[str], field: str, least: float) -> frozenset[str]:
     """
     kept = set()
     for file in files:
-        for chat in chats.read(file):
+        for chat in chats.read(file, texts=True):
             value = chat.facts.get(field)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{chat.where}: {field} is {value!r}; filter.score names a field that holds a number")

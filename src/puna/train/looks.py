@@ -53,8 +53,8 @@ class Looks:
 
     `variants` is for the styles that emoji packages publish as pictures, `icon_variants` for the icon sets; `questions`
     is how many are asked about each picture of an emoji. `large_pages` is the share kept of story pages beside a large
-    picture, which is five tiles. `replay` says how many chats of a source are to be read once more while the model
-    learns to converse.
+    picture, which is five tiles. `replay` says how many chats or texts of a source are to be read once
+    more while the model learns to converse.
     """
 
     seed: int
@@ -92,12 +92,14 @@ def write_looks(sources: Sources, looks: Looks, held_out: Iterable[str], folder:
 
 
 def replayed(records: Iterable[dict[str, Any]], wanted: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """The first chats of each source, as many as are wanted of it or there are."""
+    """The first chats and plain texts of each source, as many as are wanted of it or there are."""
     left = dict(wanted)
     for record in records:
-        if "messages" in record and left.get(record["source"], 0) > 0:
+        parts = record.get("content", ())
+        if left.get(record["source"], 0) > 0 and all(part["type"] == "text" for part in parts):
             left[record["source"]] -= 1
-            yield record
+            plain = {key: record[key] for key in ("id", "source")} | {"text": "".join(part["text"] for part in parts)}
+            yield record if "messages" in record else plain
 
 
 def icon_sets(sources: Sources) -> dict[str, IconSet]:
