@@ -2,8 +2,8 @@
 
 In: files that `chats` reads, a renderer, and what to learn. Out: a `Store`, made once for the same content and choices.
 Learnt are the words of the assistant, its calls, and the token that ends its turn; its header only where that is
-wished; never slots of pictures nor what others say. A plain text is learnt with its end, as in pre-training. A preference becomes two documents that follow each other, the
-better one first, in which only the answers are learnt.
+wished; never slots of pictures nor what others say. A plain text is learnt with its end, as in pre-training. A
+preference becomes two documents that follow each other, the better one first, in which only the answers are learnt.
 Not here: how documents share rows (`pack`).
 """
 
