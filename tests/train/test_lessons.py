@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from puna.eval.refusal import refuses
 from puna.train import chats, lessons, wordings
 from puna.train.corpus import Picture, write_records
 from puna.train.drawings import Fonts
@@ -103,7 +104,7 @@ def test_what_is_held_out_is_in_no_lesson(facts: Facts) -> None:
     def told(split: str) -> tuple[set[str], set[str]]:
         found = records(facts, split)
         names = {tool["function"]["name"] for record in found for tool in record.get("tools", ())}
-        requests = {r["messages"][0]["content"] for r in found if r["source"] == "refusal"}
+        requests = {r["messages"][0]["content"] for r in found if r["source"] in ("refusal", "harmless")}
         return names - {"get_weather", "set_timer", "multiply"}, requests
 
     learnt, held_out = told("lessons"), told("held_out")
@@ -132,4 +133,9 @@ def test_wordings_speak_all_languages_in_nfc() -> None:
         for value in table.values():
             for text in (value,) if isinstance(value, str) else value:
                 assert text == unicodedata.normalize("NFC", text).strip()
-    assert len({len(requests) for requests in wordings.HARMFUL.values()}) == 1
+    for requests in (wordings.HARMFUL, wordings.HARMLESS):
+        assert len({len(of_language) for of_language in requests.values()}) == 1
+
+
+def test_what_is_harmless_is_not_declined() -> None:
+    assert not any(refuses(reply) for reply in wordings.MORE_THAN_I_KNOW.values())

@@ -267,6 +267,13 @@ def story(rng: Random, facts: Facts) -> Lesson:
     return replace(lesson, answer={"kind": "language", "language": language})
 
 
+def tale(rng: Random, facts: Facts) -> Lesson:
+    """A story without a picture; any text in the language will do."""
+    language, _, text = rng.choice(facts.pages)
+    lesson = _about("tale", (Turn(language, say.TELL_ME_A_STORY[language], text),), [])
+    return replace(lesson, answer={"kind": "language", "language": language})
+
+
 # ── what it knows and how it talks ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -290,6 +297,15 @@ def refusal(rng: Random, facts: Facts) -> Lesson:
     request = requests[-1] if facts.is_held_out else rng.choice(requests[:-1])
     lesson = _about("refusal", (Turn(language, request, say.DECLINE[language]),), [])
     return replace(lesson, answer={"kind": "refusal", "language": language})
+
+
+def harmless(rng: Random, facts: Facts) -> Lesson:
+    """A request like a harmful one, which is none: it says that it does not know, and does not decline."""
+    language = rng.choice(LANGUAGES)
+    requests = say.HARMLESS[language]
+    request = requests[-1] if facts.is_held_out else rng.choice(requests[:-1])
+    word = rng.choice(facts.emoji).names[language]
+    return _about("harmless", (Turn(language, request.format(word=word), say.MORE_THAN_I_KNOW[language]),), [])
 
 
 def system(rng: Random, facts: Facts) -> Lesson:
@@ -447,7 +463,7 @@ def _instructed(lesson: Lesson, instruction: str) -> Lesson:
 
 KINDS: dict[Compose, int] = {
     naming: 20, category: 6, yes_or_no: 6, several: 6, counting: 8, story: 6,
-    words: 10, talk: 4, refusal: 5, system: 10, tools: 14,
+    tale: 2, words: 10, talk: 4, refusal: 5, harmless: 8, system: 10, tools: 14,
     drawn("scene", drawn_scene, ""): 8,
     drawn("chart", drawn_chart, "fonts"): 12,
     drawn("page", drawn_page, "fonts words"): 4,

@@ -23,8 +23,8 @@ from puna.prompt.render import call_text
 
 HELD_OUT = Source(folder="cria-lessons", file="lessons_held_out.jsonl", hub=None)
 SEEN = ("naming", "category", "yes or no", "several pictures", "counting", "scene", "chart", "page", "receipt", "story")
-KINDS = (*SEEN, "words", "talk", "refusal", "system", "tool call", "tool result", "no tool")
-TEXTS = ("story", "talk", "refusal")  # a single word is in no language that could be told
+KINDS = (*SEEN, "tale", "words", "talk", "refusal", "harmless", "system", "tool call", "tool result", "no tool")
+TEXTS = ("story", "tale", "talk", "refusal", "harmless")  # a single word is in no language that could be told
 ANSWER_TOKENS = 96  # calls take 40 and sentences 33; of a hundred stories three are longer
 
 
