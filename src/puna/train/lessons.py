@@ -463,7 +463,7 @@ def _instructed(lesson: Lesson, instruction: str) -> Lesson:
 
 KINDS: dict[Compose, int] = {
     naming: 20, category: 6, yes_or_no: 6, several: 6, counting: 8, story: 6,
-    tale: 2, words: 10, talk: 4, refusal: 5, harmless: 8, system: 10, tools: 14,
+    tale: 8, words: 10, talk: 4, refusal: 5, harmless: 16, system: 10, tools: 14,
     drawn("scene", drawn_scene, ""): 8,
     drawn("chart", drawn_chart, "fonts"): 12,
     drawn("page", drawn_page, "fonts words"): 4,
