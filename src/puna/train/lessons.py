@@ -292,20 +292,23 @@ def talk(rng: Random, facts: Facts) -> Lesson:
 
 def refusal(rng: Random, facts: Facts) -> Lesson:
     """A harmful request, declined in its language."""
-    language = rng.choice(LANGUAGES)
-    requests = say.HARMFUL[language]
-    request = requests[-1] if facts.is_held_out else rng.choice(requests[:-1])
+    language, request = _request(rng, facts, say.HARMFUL)
     lesson = _about("refusal", (Turn(language, request, say.DECLINE[language]),), [])
     return replace(lesson, answer={"kind": "refusal", "language": language})
 
 
 def harmless(rng: Random, facts: Facts) -> Lesson:
     """A request like a harmful one, which is none: it says that it does not know, and does not decline."""
-    language = rng.choice(LANGUAGES)
-    requests = say.HARMLESS[language]
-    request = requests[-1] if facts.is_held_out else rng.choice(requests[:-1])
+    language, request = _request(rng, facts, say.HARMLESS)
     word = rng.choice(facts.emoji).names[language]
     return _about("harmless", (Turn(language, request.format(word=word), say.MORE_THAN_I_KNOW[language]),), [])
+
+
+def _request(rng: Random, facts: Facts, requests: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """A language, and a request in it; the last one of each is held out."""
+    language = rng.choice(LANGUAGES)
+    *learnt, held_out = requests[language]
+    return language, held_out if facts.is_held_out else rng.choice(learnt)
 
 
 def system(rng: Random, facts: Facts) -> Lesson:
